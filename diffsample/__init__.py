@@ -1,0 +1,70 @@
+"""diffsample: sampling from diffusion models in JAX; solvers, guidance and samplers that compose."""
+
+from diffsample import exact, guidance, solvers, times
+from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
+from diffsample.denoiser import (
+    AnyProcess,
+    Denoiser,
+    Network,
+    Point,
+    Prediction,
+    TableIndex,
+    noise_scale,
+    process_time,
+    quarter_log_noise,
+)
+from diffsample.process import (
+    Cosine,
+    DiscreteBetas,
+    FlowMatching,
+    Level,
+    Process,
+    SubVP,
+    VarianceExploding,
+    VariancePreserving,
+)
+from diffsample.record import Fold, Stack
+from diffsample.sampler import Sampler, View
+from diffsample.sampling import NonFiniteError, diffuse, sample
+from diffsample.tableau import Tableau, pad, stack
+from diffsample.times import Grid
+
+__version__ = "0.1.0"
+__all__ = [
+    "AnyProcess",
+    "Cosine",
+    "Denoiser",
+    "DiscreteBetas",
+    "FlowMatching",
+    "Fold",
+    "Grid",
+    "Level",
+    "Network",
+    "NonFiniteError",
+    "Point",
+    "Prediction",
+    "Process",
+    "Sampler",
+    "Stack",
+    "SubVP",
+    "TableIndex",
+    "Tableau",
+    "VarianceExploding",
+    "VariancePreserving",
+    "View",
+    "diffuse",
+    "exact",
+    "from_callable",
+    "from_equinox",
+    "from_linen",
+    "from_nnx",
+    "guidance",
+    "noise_scale",
+    "pad",
+    "process_time",
+    "quarter_log_noise",
+    "sample",
+    "solvers",
+    "stack",
+    "times",
+]

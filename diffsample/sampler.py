@@ -1,0 +1,99 @@
+"""The sampler protocol: init, then n times step (update, then call), then finish.
+
+After every step the state holds x_t and the prediction at x_t, so particle weights, rewards, recorders and plots need
+no network call of their own, and n rows are n calls.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffsample.denoiser import Prediction, PyTree, expand
+from diffsample.process import Level
+
+
+class View(NamedTuple):
+    """What observers, potentials and plots may read after a step."""
+
+    x: Array  # [B, ...] the state at which the network was called
+    level: Level  # its noise level; fields are scalars, or [B]
+    prediction: Prediction  # x0, eps at x
+    memory: PyTree  # the denoiser's state
+    gain: Array  # the coming move is x_next = ... + gain x0 + std z; scalar or [B]
+    std: Array
+    index: Array  # int32, number of the step
+    stage: Array  # int32, number of the call inside the step
+    fresh: Array  # bool, False on rows of padding, where nothing happened
+
+    @property
+    def x0(self) -> Array:
+        """Predicted clean sample."""
+        return self.prediction.x0
+
+    @property
+    def eps(self) -> Array:
+        """Predicted unit noise."""
+        return self.prediction.eps
+
+    @property
+    def v(self) -> Array:
+        """alpha eps - sigma x0."""
+        return expand(self.level.alpha, self.x) * self.eps - expand(self.level.sigma, self.x) * self.x0
+
+    @property
+    def velocity(self) -> Array:
+        """eps - x0."""
+        return self.eps - self.x0
+
+    @property
+    def score(self) -> Array:
+        """-eps / sigma."""
+        return -self.eps / expand(self.level.sigma, self.x)
+
+
+class Sampler(Protocol):
+    """Anything that `sample` can run. Batch axis first in every state leaf that belongs to a sample."""
+
+    @property
+    def steps(self) -> PyTree:
+        """Data of each row, leading axis n, scanned over."""
+        ...
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample, known before running."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError if it cannot run; called on concrete values before anything else."""
+        ...
+
+    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Initial states [B, ...] from one key a sample."""
+        ...
+
+    def init(self, keys: Array, x: Array, cond: PyTree) -> PyTree:
+        """State before the first row; no network call."""
+        ...
+
+    def step(self, keys: Array, state: PyTree, step: PyTree, cond: PyTree) -> PyTree:
+        """Update, then call: the state ends on a fresh prediction. `keys` are [B] and new at every row."""
+        ...
+
+    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Array:
+        """The closing update, without a call."""
+        ...
+
+    def view(self, state: PyTree) -> View: ...
+
+
+def normal(keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Standard normals [B, ...], row i from keys[i] alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:], dtype))(keys)
+
+
+def fold(keys: Array, data: Any) -> Array:
+    """Each key folded with the same number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(data))

@@ -1,0 +1,191 @@
+"""The sampler of linear solvers: any denoiser driven by any tableau."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.process import Level
+from diffsample.sampler import View, fold, normal
+from diffsample.struct import pytree
+from diffsample.tableau import Tableau, is_concrete
+
+DENOISER_STREAM = 2**32 - 1  # never a counter of the row's normal draw, which has fewer elements
+
+
+class Row(NamedTuple):
+    """One row of the table as the scan sees it."""
+
+    A: Any  # [R, R]
+    B: Any  # [R, S]
+    c: Any  # [R]
+    store: Any  # [2]
+    register: Any
+    slot: Any
+    now: Level
+    next: Level
+    index: Any
+    stage: Any
+    active: Any
+    gain: Any  # how this row's x0 and the next draw enter the coming move of the output register
+    std: Any
+
+
+class Where(NamedTuple):
+    """The scalars of the newest row that the view reports."""
+
+    level: Level
+    register: Array
+    gain: Array
+    std: Array
+    index: Array
+    stage: Array
+    fresh: Array
+
+
+class LinearState(NamedTuple):
+    registers: tuple[Array, ...]  # R of [B, ...]
+    past: tuple[Array, ...]  # S of [B, ...]
+    prediction: Prediction  # the newest, [B, ...]
+    memory: PyTree  # the denoiser's
+    where: Where
+
+
+@pytree
+class Linear:
+    """A linear solver: a denoiser and a tableau, both leaves."""
+
+    denoiser: Denoiser
+    tableau: Tableau
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample; rows of padding make none."""
+        return self.tableau.calls * self.denoiser.evaluations
+
+    @property
+    def steps(self) -> Row:
+        t, n = self.tableau, self.tableau.rows
+        gain, std = _coming_move(t)
+        return Row(t.A[:n], t.B[:n], t.c[:n], t.store, t.register, t.slot, t.now, t.next, t.index, t.stage, t.active,
+                   gain, std)  # fmt: skip
+
+    def check(self) -> None:
+        self.tableau.check()
+        self.denoiser.check(self.tableau.about.process, self.tableau.now)
+
+    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """sigma of the first level times standard normals."""
+        return jnp.asarray(self.tableau.now.sigma[0], dtype) * normal(keys, shape, dtype)
+
+    def init(self, keys: Array, x: Array, cond: PyTree) -> LinearState:
+        zero = jnp.zeros_like(x)
+        where = Where(*jax.tree.map(lambda leaf: jnp.zeros((), jnp.result_type(leaf)), _where(self.steps)))
+        return LinearState((x,) * self.tableau.registers, (zero,) * self.tableau.slots, Prediction(zero, zero),
+                           self.denoiser.init(x), where)  # fmt: skip
+
+    def step(self, keys: Array, state: LinearState, step: Row, cond: PyTree) -> LinearState:
+        moved = state._replace(registers=self._update(keys, state, step.A, step.B, step.c))
+        if not self.tableau.padded:
+            return self._call(keys, moved, step, cond)
+        idle = state.where._replace(fresh=jnp.zeros((), bool))
+        return jax.lax.cond(
+            step.active,
+            lambda: self._call(keys, moved, step, cond),
+            lambda: state._replace(where=idle),
+        )
+
+    def finish(self, keys: Array, state: LinearState, cond: PyTree) -> Array:
+        t, out = self.tableau, self.tableau.output
+        rows = (t.A[-1][out : out + 1], t.B[-1][out : out + 1], t.c[-1][out : out + 1])
+        return self._update(keys, state, *rows, closing=True)[0]
+
+    def view(self, state: LinearState) -> View:
+        w = state.where
+        return View(_select(state.registers, w.register), w.level, state.prediction, state.memory, w.gain, w.std,
+                    w.index, w.stage, w.fresh)  # fmt: skip
+
+    def _update(self, keys: Array, state: LinearState, A: Any, B: Any, c: Any, closing: bool = False) -> tuple:
+        """A X + B F + c z; z is drawn only where the table has noise."""
+        first = state.registers[0]
+        parts = state.registers + state.past
+        weights = jnp.concatenate([jnp.asarray(A, first.dtype), jnp.asarray(B, first.dtype)], axis=1)
+        new = [sum(weights[i, j] * part for j, part in enumerate(parts)) for i in range(weights.shape[0])]
+        if self.tableau.noise == "never":
+            return tuple(new)
+        c = jnp.asarray(c, first.dtype)
+        if self.tableau.noise == "all" and not closing:
+            z = normal(keys, first.shape, first.dtype)
+        else:
+            draw, skip = lambda: normal(keys, first.shape, first.dtype), lambda: jnp.zeros_like(first)
+            z = jax.lax.cond(jnp.any(c != 0), draw, skip)
+        return tuple(value + c[i] * z for i, value in enumerate(new))
+
+    def _call(self, keys: Array, state: LinearState, row: Row, cond: PyTree) -> LinearState:
+        x = _select(state.registers, row.register)
+        at = Point(row.now, row.next, row.index, row.stage, fold(keys, DENOISER_STREAM))
+        prediction, memory = self.denoiser(x, at, cond, state.memory)
+        # Where a rule decouples eps from x0, the state follows the pair (for all others this is x itself).
+        x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
+        kept = expand(row.store[0], x) * prediction.x0 + expand(row.store[1], x) * prediction.eps
+        registers = _write(state.registers, row.register, x)
+        return LinearState(registers, _write(state.past, row.slot, kept), prediction, memory, _where(row))
+
+
+def linear(denoiser: Denoiser, tableau: Tableau) -> Linear:
+    """The sampler that drives a denoiser by a tableau.
+
+    Args:
+        denoiser: a `Network`, a guidance rule, a closed-form model, any `Denoiser`.
+        tableau: any solver of this package, or a transform of one.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: the denoiser cannot serve the table's process or levels; the message names both.
+
+    >>> import diffsample as ds
+    >>> process = ds.VariancePreserving()
+    >>> ds.solvers.linear(ds.exact.Gaussian(0.0, 1.0), ds.solvers.ddim(process, ds.times.uniform(process, 10))).nfe
+    10
+    """
+    if not isinstance(tableau, Tableau):
+        raise TypeError(f"linear(denoiser, tableau) got a {type(tableau).__name__} as tableau; call a solver, for "
+                        f"example solvers.ddim(process, times)")  # fmt: skip
+    if not callable(denoiser) or not hasattr(denoiser, "init"):
+        raise TypeError(f"linear(denoiser, tableau) got a {type(denoiser).__name__} as denoiser; wrap a network as "
+                        f"Network(apply, params, predicts=...)")  # fmt: skip
+    sampler = Linear(denoiser, tableau)
+    if is_concrete(tableau):
+        sampler.check()
+    return sampler
+
+
+def _where(row: Row) -> Where:
+    return Where(row.now, row.register, row.gain, row.std, row.index, row.stage, row.active)
+
+
+def _select(parts: tuple[Array, ...], index: Any) -> Array:
+    chosen = parts[0]
+    for i, part in enumerate(parts[1:], 1):
+        chosen = jnp.where(index == i, part, chosen)
+    return chosen
+
+
+def _write(parts: tuple[Array, ...], index: Any, value: Array) -> tuple[Array, ...]:
+    if len(parts) == 1:
+        return (value,)
+    return tuple(jnp.where(index == i, value, part) for i, part in enumerate(parts))
+
+
+def _coming_move(t: Tableau) -> tuple[Any, Any]:
+    """gain, std [n]: d x_next / d x0 at fixed x, and the scale of the draw, in the move that follows each call."""
+    xp: Any = np if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(t)) else jnp
+    n = t.rows
+    last = xp.concatenate([xp.logical_not(t.active[1:]), xp.ones(1, bool)])  # what follows is the closing update
+    following = xp.where(last, n, xp.arange(1, n + 1))
+    weight = xp.take_along_axis(t.B[following, t.output], t.slot[:, None].astype(int), axis=1)[:, 0]
+    u, w = t.store[:, 0], t.store[:, 1]
+    return weight * (u - w * t.now.alpha / t.now.sigma), t.c[following, t.output]
