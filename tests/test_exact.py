@@ -17,7 +17,9 @@ TB_B = Gaussian([0.0, 0.0], S)
 TB_C = Mixture([0.5, 0.5], [-2.0, 2.0], [0.25, 0.25])
 P1 = Mixture([0.3, 0.45, 0.25], [-1.0, 0.3, 1.1], np.square([0.35, 0.25, 0.4]))
 FULL = Mixture(
-    [0.2, 0.5, 0.3], [[0.0, 1.0], [2.0, -1.0], [-1.0, -1.0]], [S, [[0.5, -0.2], [-0.2, 0.3]], [[2.0, 0.0], [0.0, 0.1]]]
+    [0.2, 0.5, 0.3],
+    [[0.0, 1.0], [2.0, -1.0], [-1.0, -1.0]],
+    np.array([S, [[0.5, -0.2], [-0.2, 0.3]], [[2.0, 0.0], [0.0, 0.1]]]),
 )
 LAWS = {
     "isotropic": Gaussian([1.0, -2.0], 0.3),
@@ -39,6 +41,29 @@ LEVELS = {
     "a level a sample": Level(None, np.array([1.0, 0.6, 0.3]), np.array([0.1, 0.8, 0.7])),
 }
 X = np.array([[0.3, -0.7], [1.9, 0.2], [-2.5, 4.0]])
+
+
+@jax.jit
+def predict(law, x, level):
+    return law.predict(x, level)
+
+
+@jax.jit
+def denoise(law, x, level, cond):
+    return law(x, at(level), cond, law.init(x))
+
+
+@jax.jit
+def score_and_gradient(law, x, level):
+    return law.score(x, level), jax.grad(lambda x: law.log_prob(x, level).sum())(x)
+
+
+@jax.jit
+def denoise_one(law, x, level):
+    one = lambda x: law.predict(x[None], level).x0[0]  # noqa: E731
+    return one(x), jax.jacobian(one)(x)
+
+
 every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
 every_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
 
@@ -138,7 +163,7 @@ def test_scalar_mixture_on_a_vector_reproduces_the_reference_trajectory_of_p1():
     integral = np.array([0.1 * t + 19.9 * t**2 / 2 for t in (1.0, 0.01)])
     ratios, alphas = np.sqrt(np.expm1(integral)), np.exp(-integral / 2)
     start = jnp.linspace(-2.0, 2.0, 9) / alphas[0]
-    end = alphas[1] * probability_flow(P1.predict, start, np.geomspace(*ratios, 3001))
+    end = alphas[1] * probability_flow(P1.predict, start, np.geomspace(ratios[0], ratios[1], 3001))
     reference = [-1.50468158969, -1.26837427271, -0.974010084416, -0.195109153447, 0.257420320936]
     reference += [0.536259588252, 0.967900825656, 1.34827317552, 1.63515951352]
     np.testing.assert_allclose(end, reference, atol=1e-9)
@@ -162,20 +187,13 @@ def test_singular_gaussian_has_the_denoiser_trace_of_its_subspace(sigma, trace):
 @double
 @every_law
 @every_level
-def test_score_is_the_gradient_of_log_prob_and_minus_eps_over_sigma(law, level):
+def test_score_is_the_gradient_of_log_prob_and_the_prediction_agrees_with_it(law, level):
     x = jnp.array(X)
-    score = law.score(x, level)
-    np.testing.assert_allclose(score, jax.grad(lambda x: law.log_prob(x, level).sum())(x), rtol=1e-9, atol=1e-12)
-    sigma = np.broadcast_to(level.sigma, 3)[:, None]
-    np.testing.assert_allclose(score, -law.predict(x, level).eps / sigma, rtol=1e-9, atol=1e-12)
-
-
-@double
-@every_law
-@every_level
-def test_prediction_decomposes_the_state(law, level):
-    found = law.predict(jnp.array(X), level)
+    score, gradient = score_and_gradient(law, x, level)
+    found = predict(law, x, level)
     alpha, sigma = (np.broadcast_to(scale, 3)[:, None] for scale in (level.alpha, level.sigma))
+    np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(score, -found.eps / sigma, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, X, rtol=1e-12, atol=1e-12)
 
 
@@ -187,21 +205,20 @@ def test_denoiser_and_its_jacobian_are_the_moments_of_the_law_given_x_t(law, nam
     level, x = LEVELS[name], jnp.array([0.4, 1.3])
     bound = law.posterior(level.alpha * np.eye(2), x, level.sigma**2)
     mean, cov = bound.moments() if isinstance(bound, Mixture) else (bound.mean, bound.cov.dense()[0])
-    predict = lambda x: law.predict(x[None], level).x0[0]  # noqa: E731
-    np.testing.assert_allclose(predict(x), mean, rtol=1e-10)
-    np.testing.assert_allclose(level.sigma**2 / level.alpha * jax.jacobian(predict)(x), cov, rtol=1e-9, atol=1e-12)
+    x0, jacobian = denoise_one(law, x, level)
+    np.testing.assert_allclose(x0, mean, rtol=1e-10)
+    np.testing.assert_allclose(level.sigma**2 / level.alpha * jacobian, cov, rtol=1e-9, atol=1e-12)
 
 
 @double
 @every_law
 def test_log_prob_of_the_data_agrees_with_scipy(law):
-    weights = getattr(law, "weights", np.ones(1))
-    means, covs = getattr(law, "means", None), getattr(law, "covs", None)
-    means, covs = (law.mean[None], law.cov) if means is None else (means, covs)
+    mixed = isinstance(law, Mixture)
+    weights, means, covs = (law.weights, law.means, law.covs) if mixed else (np.ones(1), law.mean[None], law.cov)
     dense = np.broadcast_to(covs.dense(), (len(weights), *covs.dense().shape[1:]))
     points = X if means.ndim == 2 else X[:, :1]
     parts = zip(weights, means, dense, strict=True)
-    density = sum(w * scipy.stats.multivariate_normal(np.atleast_1d(m), c).pdf(points) for w, m, c in parts)
+    density = sum(w * scipy.stats.multivariate_normal.pdf(points, np.atleast_1d(m), c) for w, m, c in parts)
     x = jnp.array(points if means.ndim == 2 else points[:, 0])
     np.testing.assert_allclose(law.log_prob(x), np.log(density), rtol=1e-10)
 
@@ -225,10 +242,10 @@ def test_full_mixture_posterior_agrees_with_quadrature():
     axis = np.linspace(-9.0, 9.0, 601)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
     parts = [([0, 1], S), ([2, -1], [[0.5, -0.2], [-0.2, 0.3]]), ([-1, -1], [[2.0, 0.0], [0.0, 0.1]])]
-    prior = sum(w * scipy.stats.multivariate_normal(*p).pdf(grid) for w, p in zip([0.2, 0.5, 0.3], parts, strict=True))
+    prior = sum(w * scipy.stats.multivariate_normal.pdf(grid, *p) for w, p in zip([0.2, 0.5, 0.3], parts, strict=True))
     level, x, operator, y, noise = LEVELS["vp"], np.array([0.4, -0.3]), np.array([[1.0, -0.5]]), 0.7, 0.4
     bound = prior * scipy.stats.norm.pdf(y, grid @ operator[0], np.sqrt(noise))
-    bound = bound * scipy.stats.multivariate_normal(x, 0.64 * np.eye(2)).pdf(0.6 * grid)
+    bound = bound * scipy.stats.multivariate_normal.pdf(0.6 * grid, x, 0.64 * np.eye(2))
     expected = (grid * bound[..., None]).sum((0, 1)) / bound.sum()
     np.testing.assert_allclose(
         FULL.posterior(operator, y, noise).predict(jnp.array(x)[None], level).x0[0], expected, atol=1e-9
@@ -302,8 +319,8 @@ def test_samples_have_the_moments_of_the_law(law):
 
 def test_class_samples_come_from_their_class():
     law = ClassMixture([0.25, 0.25, 0.5], [-5.0, 5.0, 0.0], 1e-4, labels=[0, 0, 1])
-    draws = law.sample(jax.random.key(2), 20000, jnp.arange(20000) % 3)
-    centre = np.round(np.asarray(draws)).reshape(-1, 3)[:6666]
+    draws = law.sample(jax.random.key(2), 19998, jnp.arange(19998) % 3)
+    centre = np.round(np.asarray(draws)).reshape(6666, 3)
     assert (np.abs(centre[:, 0]) == 5).all() and (centre[:, 1] == 0).all()
     assert abs((centre[:, 2] == 0).mean() - 0.5) < 5 * 0.5 / np.sqrt(6666)
 
@@ -347,7 +364,8 @@ def test_point_mass_predicts_its_point_and_the_noise_that_hides_it():
 # Contracts
 
 
-ALL = {**LAWS, "point": PointMass([1.0, 2.0])} | {
+SOME = ("full", "diagonal", "scalar mixture", "full mixture")
+ALL = {**{name: LAWS[name] for name in SOME}, "point": PointMass([1.0, 2.0])} | {
     "classes": ClassMixture([0.2, 0.5, 0.3], FULL.means, FULL.covs.dense(), [0, 1, 0]),
     "switch": Switch((LAWS["full"], FULL, PointMass(0.0))),
 }
@@ -357,8 +375,8 @@ every_denoiser = pytest.mark.parametrize("law", ALL.values(), ids=ALL.keys())
 @every_denoiser
 def test_law_is_a_denoiser_without_memory(law):
     x, level, cond = jnp.array(X, jnp.float32), LEVELS["vp"], jnp.array([0, 1, 2])
-    assert isinstance(law, Denoiser) and law.process is None and law.evaluations == 1
-    found, state = jax.jit(law.__call__)(x, at(level), cond, law.init(x))
+    assert isinstance(law, Denoiser) and law.evaluations == 1
+    found, state = denoise(law, x, level, cond)
     direct = law.predict(x, level, cond) if hasattr(law, "labels") or hasattr(law, "laws") else law.predict(x, level)
     np.testing.assert_allclose(found.x0, direct.x0, rtol=1e-5)
     np.testing.assert_allclose(found.eps, direct.eps, rtol=1e-4, atol=1e-6)
@@ -369,20 +387,20 @@ def test_law_is_a_denoiser_without_memory(law):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_prediction_keeps_the_dtype_of_x(law, dtype):
     x, cond = jnp.array(X, dtype), jnp.array([0, 1, 2])
-    found, _ = law(x, at(LEVELS["vp"]), cond, ())
-    exact, _ = law(jnp.array(x, jnp.float32), at(LEVELS["vp"]), cond, ())
+    found, _ = denoise(law, x, LEVELS["vp"], cond)
+    exact, _ = denoise(law, jnp.array(x, jnp.float32), LEVELS["vp"], cond)
     assert found.x0.dtype == found.eps.dtype == dtype
-    np.testing.assert_allclose(np.asarray(found.x0, np.float32), exact.x0, rtol=jnp.finfo(dtype).eps, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(found.x0, np.float32), exact.x0, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
 
 
 @every_denoiser
 def test_rows_of_a_batch_do_not_see_each_other(law):
     levels, cond = LEVELS["a level a sample"], jnp.array([0, 1, 2])
     x = jnp.array(X, jnp.float32)
-    whole, _ = law(x, at(levels), cond, ())
+    whole, _ = denoise(law, x, levels, cond)
     for i in range(3):
         level = Level(None, levels.alpha[i], levels.sigma[i])
-        row, _ = law(x[i : i + 1], at(level), cond[i : i + 1], ())
+        row, _ = denoise(law, x[i : i + 1], level, cond[i : i + 1])
         np.testing.assert_allclose(row.x0[0], whole.x0[i], rtol=1e-5, atol=1e-6)
 
 
@@ -396,7 +414,8 @@ def test_law_passes_through_jax_transformations_and_other_numbers_do_not_retrace
         return law(x, at(LEVELS["vp"]), jnp.array([0, 1, 2]), ())[0].x0.sum()
 
     x = jnp.array(X, jnp.float32)
-    total(law, x), total(jax.tree.map(lambda leaf: leaf * 0.9, law), x)
+    for factor in (1.0, 0.9):
+        total(jax.tree.map(lambda leaf, factor=factor: leaf * factor, law), x)
     assert len(traces) == 1
     gradient = jax.grad(total)(law, x)
     assert type(gradient) is type(law) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -430,9 +449,8 @@ def test_image_shaped_law_is_the_flat_one_reshaped():
 
 
 @double
-@pytest.mark.parametrize("law", [TB_B, FULL], ids=["gaussian", "mixture"])
-def test_posterior_under_jit_is_the_posterior_outside(law):
-    predict = lambda y: law.posterior([1.0, 0.3], y, 0.4).predict(jnp.array(X), LEVELS["vp"]).x0  # noqa: E731
+def test_posterior_under_jit_is_the_posterior_outside():
+    predict = lambda y: FULL.posterior([1.0, 0.3], y, 0.4).predict(jnp.array(X), LEVELS["vp"]).x0  # noqa: E731
     np.testing.assert_allclose(jax.jit(predict)(jnp.array(0.7)), predict(0.7), rtol=1e-10)
     batch = jax.vmap(predict)(jnp.array([0.7, -3.0]))
     np.testing.assert_allclose(batch[1], predict(-3.0), rtol=1e-10)

@@ -32,6 +32,11 @@ def inside(process, count=301):
     return np.unique(np.concatenate([np.geomspace(1e-9, 1, count), np.linspace(1e-3, 1, count)])) * process.t_start
 
 
+def everything(process):
+    """The function t -> (alpha, sigma, half_logsnr)."""
+    return lambda t: (process.alpha(t), process.sigma(t), process.half_logsnr(t))
+
+
 def tables(betas):
     """The last alpha-bar and both ends of sigma/alpha."""
     t = np.array([1 / 1000, 1.0])
@@ -127,7 +132,7 @@ def test_numpy_and_python_numbers_give_float64(process):
 
 
 @every_process
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_jax_numbers_keep_their_dtype_under_jit(process, dtype):
     for t in (jnp.asarray(0.5, dtype), jnp.full((2, 3), 0.5, dtype)):
         level, half_logsnr = jax.jit(lambda t: (process.level(t), process.half_logsnr(t)))(t)
@@ -154,19 +159,19 @@ def test_float32_is_accurate_to_rounding_however_small_the_time(process):
 def test_gradients_match_finite_differences(process, x64):
     t = np.array([0.003, 0.2, 0.71]) * process.t_max + 1e-5  # inside the cells of a table
     step = 1e-7
-    for name in ("alpha", "sigma", "half_logsnr"):
-        method = getattr(process, name)
-        slope = jax.vmap(jax.grad(method))(jnp.asarray(t))
-        np.testing.assert_allclose(slope, (method(t + step) - method(t - step)) / (2 * step), rtol=1e-5, atol=1e-8)
+    _, slopes = jax.jit(lambda t: jax.jvp(everything(process), (t,), (jnp.ones_like(t),)))(jnp.asarray(t))
+    above, below = everything(process)(t + step), everything(process)(t - step)
+    for slope, high, low in zip(slopes, above, below, strict=True):
+        np.testing.assert_allclose(slope, (high - low) / (2 * step), rtol=1e-5, atol=1e-8)
     back = jax.vmap(jax.grad(process.t_from_half_logsnr))(process.half_logsnr(jnp.asarray(t)))
-    np.testing.assert_allclose(back * slope, 1, rtol=1e-9)
+    np.testing.assert_allclose(back * slopes[-1], 1, rtol=1e-9)
 
 
 @every_process
 def test_gradients_are_finite_over_the_whole_range_in_float32(process):
     t = jnp.asarray(np.linspace(process.t_min, process.t_start, 50), jnp.float32)
-    for name in ("alpha", "sigma", "half_logsnr"):
-        assert np.isfinite(jax.vmap(jax.grad(getattr(process, name)))(t)).all()
+    _, slopes = jax.jit(lambda t: jax.jvp(everything(process), (t,), (jnp.ones_like(t),)))(t)
+    assert np.isfinite(slopes).all()
 
 
 def test_zero_terminal_snr_keeps_the_first_level_and_the_length():
@@ -211,7 +216,7 @@ def test_beta_table_prints_in_one_line():
         (lambda: VarianceExploding(sigma_min=0.0), "got sigma_min=0.0, sigma_max=80.0; zero is added by grids"),
         (lambda: VarianceExploding(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max, got sigma_min=2.0"),
         (lambda: DiscreteBetas((0.1,)), r"two betas or more, got shape \(1,\)"),
-        (lambda: DiscreteBetas(tuple(np.full((2, 2), 0.1))), r"got shape \(2, 2\)"),
+        (lambda: DiscreteBetas(np.full((2, 2), 0.1).tolist()), r"got shape \(2, 2\)"),
         (lambda: DiscreteBetas((0.1, 0.0, 0.2)), r"betas\[1\] = 0.0: each must lie in \(0, 1\)"),
         (lambda: DiscreteBetas((0.1, 1.0, 0.2)), r"betas\[1\] = 1.0: .*only the last may be 1"),
         (lambda: DiscreteBetas((0.1, 1.5)), r"betas\[1\] = 1.5"),

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from diffsample.denoiser import Point, Prediction, PyTree
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.exact.covariance import Covariance
 from diffsample.exact.gaussian import Gaussian, PointMass
 from diffsample.exact.mixture import Mixture
@@ -16,7 +16,7 @@ from diffsample.struct import pytree, static
 
 
 @pytree
-class ClassMixture:
+class ClassMixture(Denoiser):
     """A mixture whose components belong to classes: p(x0, class), given the class or not.
 
     The condition is an integer a sample: a class, or `null` (the number of classes) for the unconditional law. The two
@@ -51,22 +51,9 @@ class ClassMixture:
         vars(self).update(weights=law.weights, means=law.means, covs=law.covs, labels=labels)
 
     @property
-    def process(self) -> None:
-        """None: any process will do."""
-
-    @property
-    def evaluations(self) -> int:
-        """1: it stands for one network."""
-        return 1
-
-    @property
     def null(self) -> int:
         """The condition that means no condition: the number of classes."""
         return max(self.labels) + 1
-
-    def init(self, x: Array) -> tuple[()]:
-        """No memory."""
-        return ()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level."""
@@ -107,7 +94,7 @@ class ClassMixture:
 
 
 @pytree
-class Switch:
+class Switch(Denoiser):
     """One exact law a condition: sample i is denoised by `laws[cond[i]]`, an integer outside the list gives NaN.
 
     For pairs of laws that no joint law connects, as two networks trained apart: guidance experiments with a free choice
@@ -122,19 +109,6 @@ class Switch:
     """
 
     laws: tuple[Gaussian | Mixture | PointMass, ...]
-
-    @property
-    def process(self) -> None:
-        """None: any process will do."""
-
-    @property
-    def evaluations(self) -> int:
-        """1: it stands for one conditional network, whatever the number of laws."""
-        return 1
-
-    def init(self, x: Array) -> tuple[()]:
-        """No memory."""
-        return ()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level."""

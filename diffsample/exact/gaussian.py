@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from diffsample.denoiser import Point, Prediction, PyTree
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.exact.covariance import Covariance, as_host, factor, single
 from diffsample.exact.measuring import measure
 from diffsample.exact.noising import given, marginal, per_sample, rows
@@ -21,7 +21,7 @@ from diffsample.struct import pytree
 
 
 @pytree
-class Gaussian:
+class Gaussian(Denoiser):
     """The law N(mean, cov) of one datum.
 
     States are `[B, *copies, *event]`: axes between the batch and the event are independent copies, so a scalar law
@@ -48,19 +48,6 @@ class Gaussian:
             mean = as_host(mean, "mean")
             cov = factor(single(cov), np.shape(mean), 1)
         vars(self).update(mean=mean, cov=cov)
-
-    @property
-    def process(self) -> None:
-        """None: any process will do."""
-
-    @property
-    def evaluations(self) -> int:
-        """1: it stands for one network."""
-        return 1
-
-    def init(self, x: Array) -> tuple[()]:
-        """No memory."""
-        return ()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""
@@ -126,7 +113,7 @@ class Gaussian:
 
 
 @pytree
-class PointMass:
+class PointMass(Denoiser):
     """The law of one fixed datum: x0 is always x0, eps = (x_t - alpha x0) / sigma.
 
     Args:
@@ -142,19 +129,6 @@ class PointMass:
 
     def __init__(self, x0: ArrayLike) -> None:
         vars(self).update(x0=np.asarray(x0, np.float64) if isinstance(x0, int | float | list | tuple) else x0)
-
-    @property
-    def process(self) -> None:
-        """None: any process will do."""
-
-    @property
-    def evaluations(self) -> int:
-        """1: it stands for one network."""
-        return 1
-
-    def init(self, x: Array) -> tuple[()]:
-        """No memory."""
-        return ()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from diffsample.denoiser import Point, Prediction, PyTree
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.exact.covariance import HIGHEST, Covariance, as_host, factor, is_traced, namespace
 from diffsample.exact.measuring import measure
 from diffsample.exact.noising import Given, given, per_sample
@@ -23,7 +23,7 @@ from diffsample.struct import pytree
 
 
 @pytree
-class Mixture:
+class Mixture(Denoiser):
     """The law sum_k weights[k] N(means[k], covs[k]) of one datum.
 
     States are `[B, *copies, *event]`: axes between the batch and the event are independent copies, so a mixture of
@@ -55,19 +55,6 @@ class Mixture:
             _check(weights, means)
             covs = factor(covs, np.shape(means)[1:], np.shape(means)[0])
         vars(self).update(weights=weights, means=means, covs=covs)
-
-    @property
-    def process(self) -> None:
-        """None: any process will do."""
-
-    @property
-    def evaluations(self) -> int:
-        """1: it stands for one network."""
-        return 1
-
-    def init(self, x: Array) -> tuple[()]:
-        """No memory."""
-        return ()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""
@@ -166,7 +153,9 @@ def _average(values: Array, weights: Array, x: Array) -> Array:
 
 def _log(weights: Any) -> Array:
     """Log-weights in JAX's default float, minus infinity for a weight of zero."""
-    return jnp.log(jnp.asarray(weights, float))
+    weights = jnp.asarray(weights, float)
+    dead = weights <= 0
+    return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, weights)))  # gradient 0, not NaN, where dead
 
 
 def _update(weights: Any, log_evidence: Any) -> Any:
