@@ -2,6 +2,7 @@
 
 from diffsample import exact, guidance, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
+from diffsample.betas import DiscreteBetas
 from diffsample.denoiser import (
     AnyProcess,
     Denoiser,
@@ -13,9 +14,9 @@ from diffsample.denoiser import (
     process_time,
     quarter_log_noise,
 )
+from diffsample.grid import Grid
 from diffsample.process import (
     Cosine,
-    DiscreteBetas,
     FlowMatching,
     Level,
     Process,
@@ -27,7 +28,6 @@ from diffsample.record import Fold, Stack
 from diffsample.sampler import Sampler, View
 from diffsample.sampling import NonFiniteError, diffuse, sample
 from diffsample.tableau import Tableau, pad, stack
-from diffsample.times import Grid
 
 __version__ = "0.1.0"
 __all__ = [

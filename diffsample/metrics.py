@@ -48,7 +48,7 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
 
     Reference: Dowson and Landau 1982; Heusel et al. 2017, arXiv 1706.08500, eq. 6.
 
-    >>> frechet_distance([0.0], [[1.0]], [3.0], [[4.0]])
+    >>> frechet_distance(np.array([0.0]), np.eye(1), np.array([3.0]), 4 * np.eye(1))
     10.0
     """
     mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
@@ -105,7 +105,10 @@ def mmd(x: Array, y: Array, bandwidth: float | None = None) -> Array:
         raise ValueError(f"the unbiased estimate needs at least 2 samples a side, got {n} and {m}")
     across = _square_distances(x, y)
     width2 = jnp.median(across) if bandwidth is None else bandwidth**2
-    kernel = lambda squares: jnp.exp(-squares / (2 * width2))  # noqa: E731
+
+    def kernel(squares: Array) -> Array:
+        return jnp.exp(-squares / (2 * width2))
+
     same_x = (jnp.sum(kernel(_square_distances(x, x))) - n) / (n * (n - 1))
     same_y = (jnp.sum(kernel(_square_distances(y, y))) - m) / (m * (m - 1))
     return same_x + same_y - 2 * jnp.mean(kernel(across))
@@ -134,8 +137,8 @@ def sliced_wasserstein(key: Array, x: Array, y: Array, slices: int = 128) -> Arr
         raise ValueError(f"need as many samples of one size on both sides, got {x.shape} and {y.shape}")
     directions = jax.random.normal(key, (x.shape[1], slices))
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
-    project = lambda a: jnp.sort(jnp.matmul(a, directions, precision="highest"), axis=0)  # noqa: E731
-    return jnp.sqrt(jnp.mean((project(x) - project(y)) ** 2))
+    sorted_x, sorted_y = (jnp.sort(jnp.matmul(a, directions, precision="highest"), axis=0) for a in (x, y))
+    return jnp.sqrt(jnp.mean((sorted_x - sorted_y) ** 2))
 
 
 def _flat(x: Array) -> Array:

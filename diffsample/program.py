@@ -13,14 +13,15 @@ Assignments between two calls compose into one row; history slots are allotted b
 a table carries only what its method needs.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffsample.grid import Grid
 from diffsample.process import Level
 from diffsample.tableau import About, Tableau
-from diffsample.times import Grid
 
 
 class Vector:
@@ -79,7 +80,7 @@ class Program:
     def moves(self) -> Iterator[tuple[Level, Level]]:
         """The steps of the grid: (level left, level reached), as floats."""
         levels = [Level(*map(float, level)) for level in zip(*self.grid.levels, strict=True)]
-        yield from zip(levels[:-1], levels[1:], strict=True)
+        yield from itertools.pairwise(levels)
 
     def __getitem__(self, register: int) -> Vector:
         return self._x[register]
@@ -92,7 +93,9 @@ class Program:
         self._draws += 1
         return Vector({("z", self._draws): 1.0})
 
-    def call(self, now: Level, to: Level, *, x0: float = 0.0, eps: float = 0.0, register: int = 0, stage: int = 0) -> Vector:
+    def call(
+        self, now: Level, to: Level, *, x0: float = 0.0, eps: float = 0.0, register: int = 0, stage: int = 0
+    ) -> Vector:
         """Call the network at a register; the output kept and returned is x0 * (predicted x0) + eps * (predicted eps).
 
         `stage=0` begins a new step; later calls of the same step count up from 1.

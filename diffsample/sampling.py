@@ -1,7 +1,7 @@
 """The one loop: `sample` runs any sampler, as one compiled scan, in chunks with a progress bar, or step by step.
 
-Randomness belongs to the sample: sample i has the key fold_in(key, i), its row j the key fold_in(key_i, j), whatever the
-batch, the device or the chunking.
+Randomness belongs to the sample: sample i has the key fold_in(key, i), its row j the key fold_in(key_i, j), whatever
+the batch, the device or the chunking.
 """
 
 import functools
@@ -94,7 +94,8 @@ def sample(
         again = functools.partial(sample, key, sampler, progress=progress, debug=debug, check=check, dtype=dtype)
         return _in_chunks(again, shape, x, cond, first, chunk)
     observer = as_observer(record)
-    arguments = (sampler, key, jnp.uint32(first), x, cond, observer, shape, dtype)
+    number = np.uint32(first) if isinstance(first, int) else jnp.uint32(first)  # of an int, jnp's is an eager operation
+    arguments = (sampler, key, number, x, cond, observer, shape, dtype)
     out, kept = (_debug if debug else _with_progress if progress else _run)(*arguments)
     if check and is_concrete(out) and not bool(_all_finite(out)):
         raise _locate(out, *arguments)
@@ -167,7 +168,9 @@ def _advance(sampler: Sampler, observer: Any, keys: Array, cond: PyTree, carry: 
     return jax.lax.fori_loop(start, stop, body, carry)
 
 
-def _with_progress(sampler: Sampler, key: Array, first: Any, x: Any, cond: PyTree, observer: Any, shape: Any, dtype: Any):
+def _with_progress(
+    sampler: Sampler, key: Array, first: Any, x: Any, cond: PyTree, observer: Any, shape: Any, dtype: Any
+):
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
@@ -195,7 +198,9 @@ def _debug(sampler: Sampler, key: Array, first: Any, x: Any, cond: PyTree, obser
     return _end(sampler, keys, carry, cond, dtype), carry.record
 
 
-def _locate(out: Array, sampler: Any, key: Array, first: Any, x: Any, cond: PyTree, observer: Any, shape: Any, dtype: Any):
+def _locate(
+    out: Array, sampler: Any, key: Array, first: Any, x: Any, cond: PyTree, observer: Any, shape: Any, dtype: Any
+):
     """Repeat a failed run row by row and say where it first went wrong; runs only after a failure."""
     keys, carry = _jit_begin(sampler, key, first, x, observer, shape, dtype, cond)
     for j in range(jax.tree.leaves(sampler.steps)[0].shape[0]):

@@ -101,11 +101,11 @@ def posterior_mean(x: Array, s: Array, label: Array, data: Data) -> Array:
 
 
 def draw_levels(key: Array, batch: int) -> Array:
-    """Noise-to-signal ratios s [batch]: two thirds log-normal around 0.4, one third log-uniform in 0.002 .. 160."""
+    """Noise-to-signal ratios s [batch]: three quarters log-normal around 0.4, the rest log-uniform in 0.002 .. 160."""
     key_kind, key_normal, key_uniform = jax.random.split(key, 3)
-    normal = -0.9 + 1.2 * jax.random.normal(key_normal, (batch,))
+    normal = -0.9 + jax.random.normal(key_normal, (batch,))
     uniform = jax.random.uniform(key_uniform, (batch,), minval=math.log(0.002), maxval=math.log(160.0))
-    log_s = jnp.where(jax.random.uniform(key_kind, (batch,)) < 2 / 3, normal, uniform)
+    log_s = jnp.where(jax.random.uniform(key_kind, (batch,)) < 0.75, normal, uniform)
     return jnp.exp(jnp.clip(log_s, math.log(0.002), math.log(160.0)))
 
 
@@ -166,8 +166,8 @@ def train_digits(key: Array, steps: int, data: Data) -> PyTree:
     result = fit(key_fit, denoising_loss, _initial(digits.denoiser_net, key_net), data, steps)
     print(f"denoiser: loss {np.mean(result.losses[:20]):.4f} -> {np.mean(result.losses[-200:]):.4f}")
     return {
-        "denoiser": nnx.to_pure_dict(result.params),
-        "classifier": nnx.to_pure_dict(judge.params),
+        "denoiser": jax.tree.map(np.asarray, nnx.to_pure_dict(result.params)),
+        "classifier": jax.tree.map(np.asarray, nnx.to_pure_dict(judge.params)),
         "accuracy": np.float32(accuracy),
         "sigma_data": np.float32(np.std(np.asarray(data.images, np.float64))),
         **_moments(data),
@@ -197,10 +197,12 @@ def _progress(steps: Iterable[int]) -> Iterable[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: `python -m diffsample.training digits [--out DIR] [--steps N] [--seed S]`."""
-    parser = argparse.ArgumentParser(prog="python -m diffsample.training", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m diffsample.training", description="Trains the models that ship with the package."
+    )
     parser.add_argument("model", choices=["digits"], help="what to train")
     parser.add_argument("--out", type=Path, default=Path("digits"), help="checkpoint directory (default: ./digits)")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of the denoiser (default: 4000)")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps of the denoiser (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="decides the run (default: 0)")
     options = parser.parse_args(argv)
     start = time.monotonic()

@@ -67,8 +67,8 @@ def apg(
     """APG, adaptive projected guidance: CFG without the part of the difference that saturates.
 
     On x0 predictions, per sample over all other axes: d = D_c - D_u; m <- d + momentum m; d <- m clipped to norm
-    `radius`; then D_c + (scale - 1)(d's part orthogonal to D_c + eta d's part along D_c). The kept m is not clipped, and
-    advances at the first call of a step only. Two network evaluations a call, one array of memory with momentum.
+    `radius`; then D_c + (scale - 1)(d's part orthogonal to D_c + eta d's part along D_c). The kept m is not clipped,
+    and advances at the first call of a step only. Two network evaluations a call, one array of memory with momentum.
     eta = 1 without radius and momentum is `cfg`.
 
     Args:

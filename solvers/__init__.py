@@ -1,4 +1,4 @@
-"""Solvers: functions (process, times, hyperparameters) -> Tableau, transforms of tables, and the sampler that runs them."""
+"""Solvers: functions (process, times, ...) -> Tableau, transforms of tables, and the sampler that runs them."""
 
 if __name__ != "diffsample.solvers":
     raise ImportError("import diffsample.solvers, not solvers")

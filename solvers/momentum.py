@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffsample.grid import Grid, as_grid
 from diffsample.process import Process
 from diffsample.program import Program
 from diffsample.solvers.moves import rescaled_noise
 from diffsample.solvers.multistep import ADAMS, _check_order, backward_differences, combine
 from diffsample.tableau import About, Tableau
-from diffsample.times import Grid, as_grid
 
 
 def heavy_ball(tableau: Tableau, beta: float) -> Tableau:

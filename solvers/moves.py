@@ -6,7 +6,7 @@ from diffsample.process import Level
 
 
 def decay(s: Level, t: Level) -> float:
-    """exp(-h) = alpha_s sigma_t / (alpha_t sigma_s), h = gain in half log-SNR; 0 if it ends clean or starts as noise."""
+    """exp(-h) = alpha_s sigma_t / (alpha_t sigma_s), h = gain in half log-SNR; 0 at sigma_t = 0 or alpha_s = 0."""
     return s.alpha * t.sigma / (t.alpha * s.sigma)
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from math import comb
 
+from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
 from diffsample.program import Program, Vector
 from diffsample.solvers.moves import decay, gain, rescaled_noise
 from diffsample.tableau import Tableau
-from diffsample.times import Grid, as_grid
 
 ADAMS = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)  # Adams-Bashforth constants of the backward differences
 

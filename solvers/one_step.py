@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from math import sqrt
 
+from diffsample.grid import Grid, as_grid
 from diffsample.process import Process
 from diffsample.program import Program
 from diffsample.solvers.moves import ancestral, decay, rescaled_noise
 from diffsample.tableau import Tableau
-from diffsample.times import Grid, as_grid
 
 
 def ddim(process: Process, times: Grid | Sequence[float], *, eta: float = 0.0) -> Tableau:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from math import inf, log, sqrt
 
+from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
 from diffsample.program import Program
 from diffsample.solvers.moves import rescaled_noise
 from diffsample.tableau import Tableau
-from diffsample.times import Grid, as_grid
 
 
 def heun(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.denoiser import Denoiser, Network, Point, Prediction, PyTree, expand
 from diffsample.process import Level
 from diffsample.sampler import View, fold, normal
 from diffsample.struct import pytree
@@ -128,10 +128,13 @@ class Linear:
         x = _select(state.registers, row.register)
         at = Point(row.now, row.next, row.index, row.stage, fold(keys, DENOISER_STREAM))
         prediction, memory = self.denoiser(x, at, cond, state.memory)
-        # Where a rule decouples eps from x0, the state follows the pair (for all others this is x itself).
-        x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
+        registers = state.registers
+        if not isinstance(self.denoiser, Network):
+            # Where a rule decouples eps from x0, the state follows the pair. A network's pair is made from x, and to
+            # rewrite x would cost two copies and a pass over the state in every row.
+            x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
+            registers = _write(registers, row.register, x)
         kept = expand(row.store[0], x) * prediction.x0 + expand(row.store[1], x) * prediction.eps
-        registers = _write(state.registers, row.register, x)
         return LinearState(registers, _write(state.past, row.slot, kept), prediction, memory, _where(row))
 
 

@@ -15,7 +15,8 @@ def gaussian(seed, dimension=6, rank=None):
 
 
 def test_frechet_distance_of_one_dimensional_gaussians_is_mean_and_deviation_gap():
-    assert metrics.frechet_distance([1.0], [[0.25]], [-2.0], [[4.0]]) == pytest.approx(9.0 + 1.5**2, rel=1e-12)
+    one, four = np.array([1.0]), np.array([[4.0]])
+    assert metrics.frechet_distance(one, four / 16, -2 * one, four) == pytest.approx(9.0 + 1.5**2, rel=1e-12)
 
 
 def test_frechet_distance_of_commuting_gaussians_is_the_gap_of_roots():
@@ -51,7 +52,7 @@ def test_frechet_distance_is_the_cost_of_the_optimal_linear_map():
 @pytest.mark.parametrize("cov", [[[1.0, 0.5], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], [[1.0]]])
 def test_frechet_distance_refuses_what_is_no_covariance(cov):
     with pytest.raises(ValueError, match="covariance"):
-        metrics.frechet_distance(np.zeros(2), cov, np.zeros(2), np.eye(2))
+        metrics.frechet_distance(np.zeros(2), np.array(cov), np.zeros(2), np.eye(2))
 
 
 def test_moments_are_those_of_numpy_and_are_float64():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffsample import times
-from diffsample.process import Cosine, DiscreteBetas, FlowMatching, SubVP, VarianceExploding, VariancePreserving
+from diffsample.betas import DiscreteBetas
+from diffsample.process import Cosine, FlowMatching, SubVP, VarianceExploding, VariancePreserving
 
 LINEAR = DiscreteBetas.linear()
 SD = DiscreteBetas.scaled_linear()

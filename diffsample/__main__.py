@@ -1,0 +1,350 @@
+"""Samples the shipped digits with any solver, process, grid and guidance, judges the samples and draws them.
+
+python -m diffsample [options]            one picture, with timing and quality
+python -m diffsample compare [options]    quality against network calls, solver by solver
+"""
+
+import argparse
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample import (
+    Cosine,
+    Denoiser,
+    DiscreteBetas,
+    FlowMatching,
+    Grid,
+    Network,
+    NonFiniteError,
+    Process,
+    SubVP,
+    Tableau,
+    VarianceExploding,
+    VariancePreserving,
+    __version__,
+    demo,
+    guidance,
+    plot,
+    solvers,
+    times,
+)
+from diffsample.compiles import count_compiles
+from diffsample.nets import digits
+
+NOISIEST = 160.0  # sigma / alpha; the network was trained up to here
+CHURN_MAX = 50.0  # S_tmax of Karras et al. 2022, table 5; leaves room above for the noise that churn adds
+COLUMNS = 10  # samples of each class in the picture
+
+
+def heun(process: Process, grid: Grid, *, churn: float = 0.0) -> Tableau:
+    """Heun, with EDM's churn below CHURN_MAX."""
+    return solvers.heun(process, grid, churn=churn, churn_max=CHURN_MAX)
+
+
+def heavy_ball_dpmpp(process: Process, grid: Grid, *, order: int = 2, beta: float = 0.8) -> Tableau:
+    """Heavy-ball momentum on DPM-Solver++."""
+    return solvers.heavy_ball(solvers.dpmpp(process, grid, order=order), beta)
+
+
+def heavy_ball_plms(process: Process, grid: Grid, *, order: int = 2, beta: float = 0.8) -> Tableau:
+    """Heavy-ball momentum on PLMS."""
+    return solvers.heavy_ball(solvers.plms(process, grid, order=order), beta)
+
+
+def no_guidance(network: Denoiser) -> Denoiser:
+    """The conditional model itself."""
+    return network
+
+
+def cfg(network: Denoiser, *, scale: float = 2.0) -> Denoiser:
+    """Classifier-free guidance."""
+    return guidance.cfg(network, digits.NULL, scale)
+
+
+def apg(
+    network: Denoiser, *, scale: float = 2.0, radius: float = 2.5, momentum: float = -0.5, eta_apg: float = 0.0
+) -> Denoiser:
+    """Adaptive projected guidance."""
+    return guidance.apg(network, digits.NULL, scale, radius=radius, momentum=momentum, eta=eta_apg)
+
+
+SOLVERS: dict[str, Callable[..., Tableau]] = {
+    "ddim": solvers.ddim,
+    "ddpm": solvers.ddpm,
+    "dpmpp": solvers.dpmpp,
+    "euler": solvers.euler,
+    "ghvb": solvers.ghvb,
+    "heavy-ball": heavy_ball_dpmpp,
+    "heavy-ball-plms": heavy_ball_plms,
+    "heun": heun,
+    "plms": solvers.plms,
+}
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "vp": VariancePreserving,
+    "ve": VarianceExploding,
+    "edm": VarianceExploding,
+    "cosine": Cosine,
+    "flow": FlowMatching,
+    "subvp": SubVP,
+    "betas": DiscreteBetas.linear,
+}
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "uniform": times.uniform,
+    "quadratic": times.quadratic,
+    "logsnr": times.uniform_logsnr,
+    "karras": times.karras,
+}
+FIXED_GRIDS: dict[str, Callable[..., Grid]] = {  # these know where they start
+    "ays": times.ays,
+    "leading": times.leading,
+    "linspace": times.linspace,
+    "trailing": times.trailing,
+}
+GUIDANCE: dict[str, Callable[..., Denoiser]] = {"none": no_guidance, "cfg": cfg, "apg": apg}
+COMPARED = ("ddim", "dpmpp", "heun", "ghvb", "heavy-ball")  # euler takes the same steps as ddim
+
+
+class Setting(NamedTuple):
+    """What both commands sample with."""
+
+    process: Process
+    denoiser: Denoiser
+    labels: Array  # int32 [B]
+    judge: demo.Judge
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors come back to `main`, which prints them on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 2 after bad input, 1 where sampling failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    plan, parser = (plan_compare, compare_parser) if arguments[:1] == ["compare"] else (plan_sample, sample_parser)
+    try:
+        job = plan(parser().parse_args(arguments))
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        return _complain(error, 2)
+    try:
+        job()
+    except (NonFiniteError, ImportError, OSError) as error:
+        return _complain(error, 1)
+    return 0
+
+
+def sample_parser() -> argparse.ArgumentParser:
+    """Options of `python -m diffsample`."""
+    parser = _parser("sample the shipped digits; `python -m diffsample compare --help` has the other command", "sample")
+    parser.add_argument("--solver", choices=SOLVERS, default="dpmpp", help=_default("numerical method"))
+    parser.add_argument("--steps", type=int, default=20, help=_default("steps of the grid"))
+    for name, kind, what in (
+        ("order", int, "order of the method"),
+        ("beta", _number, "damping of the momentum, 1 is none"),
+        ("eta", _number, "share of ancestral noise"),
+        ("churn", _number, "total churn, 0 draws no noise"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=_applies(what, name, SOLVERS))
+    parser.add_argument("--progress", action="store_true", help="show a bar (needs tqdm)")
+    return parser
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Options of `python -m diffsample compare`."""
+    parser = _parser("compare solvers at equal network calls, from the same noise, in one compiled program", "compare")
+    what = "methods, each with its defaults"
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(COMPARED), help=_default(what))
+    budgets, what = [5, 8, 10, 15, 20, 40], "network calls; a method of two calls a step takes the most steps that fit"
+    parser.add_argument("--calls", nargs="+", type=int, default=budgets, help=_default(what))
+    return parser
+
+
+def plan_sample(options: argparse.Namespace) -> Callable[[], None]:
+    """Everything checked and built, ready to run."""
+    setting = _setting(options)
+    grid = _grid(options.grid, setting.process, options.steps)
+    build = partial(SOLVERS[options.solver], setting.process, grid)
+    tableau = _call(build, options, ("order", "beta", "eta", "churn"), "solver", SOLVERS)
+    return partial(run_sample, options, setting, grid, solvers.linear(setting.denoiser, tableau))
+
+
+def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
+    """Every tableau of the comparison, built and checked."""
+    setting = _setting(options)
+
+    def build(solver: str, steps: int) -> Tableau:
+        return SOLVERS[solver](setting.process, _grid(options.grid, setting.process, steps))
+
+    tableaus = {s: [demo.most_steps(partial(build, s), c) for c in options.calls] for s in options.solvers}
+    for tables in tableaus.values():
+        solvers.linear(setting.denoiser, tables[0])
+    return partial(run_compare, options, setting, tableaus)
+
+
+def run_sample(options: argparse.Namespace, setting: Setting, grid: Grid, sampler: solvers.Linear) -> None:
+    """Samples, judges, draws and prints."""
+    labels, tableau, n = setting.labels, sampler.tableau, len(setting.labels)
+    print(f"{_versions()}\nsolver            {tableau.about.name}, order {tableau.about.order}\n{grid}", flush=True)
+    key = jax.random.key(options.seed)
+    run = demo.sample_twice(key, sampler, labels, digits.SHAPE, options.progress)
+    frechet, agreement = demo.quality(run.images, labels, setting.judge)
+    evaluations = f"{tableau.calls} calls of {setting.denoiser.evaluations} evaluation(s) each"
+    print(f"network calls     {sampler.nfe} a sample: {evaluations}")
+    for name, seconds, compiles in zip(("first", "second"), run.seconds, run.compiles, strict=True):
+        print(f"{name + ' call':17} {seconds:.2f} s for {n} samples, {compiles} programs compiled")
+    print(f"Frechet distance  {frechet:.4f} in pixel space, {n} samples against real digits of these classes")
+    print(f"                  {demo.frechet_floor(labels, setting.judge):.4f} expected of {n} perfect samples")
+    real = digits.load().accuracy
+    print(f"class agreement   {agreement:.1%} read as the class asked for (real digits: {real:.1%})")
+    title = f"{_say(options, options.solver)}, {sampler.nfe} network calls"
+    draw(run.images, options.labels, title, options.out)
+
+
+def draw(images: Array, labels: Sequence[int], title: str, out: Path) -> None:
+    """One row a class, of its first samples; sample i has label i modulo the number of labels."""
+    columns = min(COLUMNS, len(images) // len(labels))
+    rows = np.concatenate([np.asarray(images[k :: len(labels)][:columns]) for k in range(len(labels))])
+    plot.save(plot.image_grid(rows, len(labels), labels=labels, title=title), out)
+    print(f"picture           {out}")
+
+
+def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping[str, Sequence[Tableau]]) -> None:
+    """Prints a line as soon as it is known, then the tables, and draws the plot."""
+    key, labels, table = jax.random.key(options.seed), setting.labels, []
+    attach = partial(solvers.linear, setting.denoiser)
+    title = _say(options, f"{len(labels)} samples")
+    print(f"{_versions()}\n{title}, seed {options.seed}", flush=True)
+    with count_compiles() as compiles:
+        for score in demo.compare(key, attach, tableaus, labels, digits.SHAPE, setting.judge):
+            table.append(score)
+            line = f"{score.solver:16} {score.calls:4d} calls {score.frechet:9.4f} {score.agreement:7.1%}"
+            print(line, f"  {compiles.count} programs compiled so far", flush=True)
+    floor = demo.frechet_floor(labels, setting.judge)
+    said = f"Frechet distance ({floor:.4f} expected of {len(labels)} perfect samples)"
+    print(demo.tabulated(said, table, "frechet", options.calls))
+    print(demo.tabulated("class agreement", table, "agreement", options.calls))
+    plot.save(plot.quality_plot(table, floor, title), options.out)
+    print(f"picture           {options.out}")
+
+
+def _parser(what: str, command: str) -> argparse.ArgumentParser:
+    """The options of both commands."""
+    parser = Parser(prog="python -m diffsample", description=what, allow_abbrev=False)
+    parser.add_argument(
+        "command", nargs="?", choices=["sample", "compare"], default=command, help=_default("what to do")
+    )
+    parser.add_argument("--process", choices=PROCESSES, default="vp", help=_default("noising process"))
+    grids = [*GRIDS, *FIXED_GRIDS]
+    what = "time grid; leading, linspace and trailing need --process betas"
+    parser.add_argument("--grid", choices=grids, default="karras", help=_default(what))
+    parser.add_argument("--guidance", choices=GUIDANCE, default="none", help=_default("guidance rule"))
+    for name, what in (
+        ("scale", "guidance scale, 1 is the conditional model"),
+        ("radius", "largest norm of the guidance"),
+        ("momentum", "weight of past guidance"),
+        ("eta-apg", "share kept of the guidance along the image"),
+    ):
+        parser.add_argument(f"--{name}", type=_number, help=_applies(what, name, GUIDANCE))
+    parser.add_argument("--number", type=int, default=1000, help=_default("samples drawn and judged"))
+    classes = list(range(digits.NULL))
+    what = "classes, in equal numbers"
+    parser.add_argument("--labels", nargs="+", type=int, choices=classes, default=classes, help=_default(what))
+    parser.add_argument("--seed", type=int, default=0, help=_default("decides the samples"))
+    out = Path("digits.png" if command == "sample" else "compare.png")
+    parser.add_argument("--out", type=Path, default=out, help=_default("picture to write, a PNG"))
+    return parser
+
+
+def _setting(options: argparse.Namespace) -> Setting:
+    """Checks what both commands share, cheap things first."""
+    _check(options)
+    process, models = PROCESSES[options.process](), digits.load()
+    network = Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
+    names = ("scale", "radius", "momentum", "eta_apg")
+    denoiser = _call(partial(GUIDANCE[options.guidance], network), options, names, "guidance", GUIDANCE)
+    labels = jnp.asarray(np.resize(options.labels, options.number), jnp.int32)
+    return Setting(process, denoiser, labels, demo.Judge(models.class_means, models.class_covs, models.classifier))
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.number < 2 * len(options.labels):
+        raise ValueError(f"--number {options.number} is too few: two or more of each of {len(options.labels)} classes")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed {options.seed} must lie in 0 .. 2^32 - 1")
+    out = options.out
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ValueError(f"--out {out} must be a file name that ends in .png")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    plot.figure_class()
+
+
+def _grid(name: str, process: Process, steps: int) -> Grid:
+    if name in FIXED_GRIDS:
+        return FIXED_GRIDS[name](process, steps)
+    start = min(process.t_start, float(process.t_from_half_logsnr(-math.log(NOISIEST))))
+    return GRIDS[name](process, steps, start=start)
+
+
+def _call(build: Any, options: argparse.Namespace, names: Sequence[str], kind: str, table: Mapping[str, Any]) -> Any:
+    """build(...) with the options among `names` that were given; one that it does not take is an error."""
+    given = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+    for name in given:
+        if name not in _parameters(build):
+            fits = ", ".join(key for key, function in table.items() if name in _parameters(function))
+            flag, chosen = name.replace("_", "-"), getattr(options, kind)
+            raise ValueError(f"--{flag} does not apply to --{kind} {chosen}; it applies to: {fits}")
+    return build(**given)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _number(text: str) -> float:
+    """A finite number; argparse turns the ValueError into its message."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def _default(what: str) -> str:
+    return f"{what} (default: %(default)s)"
+
+
+def _applies(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    """Help of an option that only some functions take, with the default of each."""
+    takes = {key: _parameters(function).get(name.replace("-", "_")) for key, function in table.items()}
+    return f"{what} (default: {', '.join(f'{key} {p.default}' for key, p in takes.items() if p)})"
+
+
+def _say(options: argparse.Namespace, what: str) -> str:
+    rule = "no guidance" if options.guidance == "none" else options.guidance
+    return f"{what}, {options.process} process, {options.grid} grid, {rule}"
+
+
+def _versions() -> str:
+    device = jax.devices()[0]
+    return f"diffsample {__version__}, jax {jax.__version__} on {device.device_kind}"
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"diffsample: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Figures: a grid of images, and quality against network calls. matplotlib is imported when a figure is made.
+
+Every function returns a `matplotlib.figure.Figure` and touches no global state: no backend is chosen and nothing has to
+be closed. A notebook shows the figure that a cell ends on; `save` writes it to a file.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from einops import rearrange
+from jax.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vPX*"
+
+
+def figure_class() -> type["Figure"]:
+    """matplotlib's `Figure`.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to get it.
+    """
+    try:
+        import matplotlib.pyplot  # noqa: F401  (notebooks learn from it to show figures)
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'diffsample[plots]'") from error
+    return Figure
+
+
+def image_grid(
+    images: ArrayLike,
+    rows: int,
+    labels: Sequence[Any] | None = None,
+    title: str | None = None,
+    limits: tuple[float, float] = (-1.0, 1.0),
+) -> "Figure":
+    """Images side by side, row after row.
+
+    Args:
+        images: [N, H, W], [N, H, W, 1] or [N, H, W, 3], N a multiple of `rows`.
+        rows: number of rows.
+        labels: one for each row, written at its left, or one for each image, written above it.
+        title: a line above all.
+        limits: values shown as black and as white (or as 0 and 1 of each colour); beyond them is clipped.
+
+    Returns: the figure.
+
+    Raises:
+        ValueError: shapes or counts that do not fit.
+
+    >>> len(image_grid(np.zeros((6, 8, 8, 1)), rows=2, labels=["cat", "dog"]).axes)
+    1
+    """
+    pixels = _pixels(images, limits)
+    n, height, width, _ = pixels.shape
+    if rows < 1 or n % rows:
+        raise ValueError(f"{n} images do not fill {rows} rows")
+    names = [] if labels is None else [str(label) for label in labels]
+    if len(names) not in (0, rows, n):
+        raise ValueError(f"{len(names)} labels fit neither {rows} rows nor {n} images")
+    gap = height // 2 if len(names) == n > rows else max(1, height // 8)  # room for a line of text, or a thin line
+    columns = n // rows
+    margin = 0.35 + 0.08 * max(map(len, names), default=0)
+    figure = figure_class()(
+        figsize=(max(4.0, 0.62 * columns + margin), 0.62 * rows * (height + gap) / (width + gap) + 0.5)
+    )
+    axes = figure.add_subplot()
+    axes.imshow(_mosaic(pixels, rows, gap), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    tops, lefts = gap + np.arange(rows) * (height + gap), gap + np.arange(columns) * (width + gap)
+    if len(names) == rows:
+        axes.set_yticks(tops + (height - 1) / 2, names)
+        axes.tick_params(length=0, labelsize=11)
+    for name, (top, left) in zip(names if len(names) == n > rows else [], _corners(tops, lefts), strict=False):
+        axes.text(left + (width - 1) / 2, top - 1, name, ha="center", va="bottom", fontsize=8)
+    axes.set_title(title or "", fontsize=10)
+    figure.set_layout_engine("constrained")
+    return figure
+
+
+def quality_plot(
+    table: Iterable[Sequence[Any]],
+    floor: float | None = None,
+    title: str | None = None,
+    ylabel: str = "Fréchet distance to real data",
+) -> "Figure":
+    """Distance to the data against network calls, one line for each solver, both axes logarithmic.
+
+    Args:
+        table: rows (name, calls, distance, ...) in any order; more columns are not read.
+        floor: distance that perfect samples would measure, drawn as a dashed line.
+        title: a line above.
+        ylabel: name of the distance.
+
+    Returns: the figure.
+
+    >>> len(quality_plot([("ddim", 5, 2.0), ("ddim", 10, 1.0), ("heun", 9, 0.5)]).axes[0].lines)
+    2
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, calls, distance, *_ in table:
+        curves.setdefault(str(name), []).append((float(calls), float(distance)))
+    figure = figure_class()(figsize=(7.0, 4.6), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="network calls per sample", ylabel=ylabel)
+    for i, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker=MARKERS[i % len(MARKERS)], ms=5, label=name)
+    if floor is not None:
+        axes.axhline(floor, color="0.4", ls="--", lw=1, label="perfect samples")
+    calls = sorted({calls for points in curves.values() for calls, _ in points})
+    axes.set_xticks(_spaced(calls), [f"{c:g}" for c in _spaced(calls)])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title or "", fontsize=10)
+    return figure
+
+
+def save(figure: "Figure", path: str | Path, dpi: int = 150) -> None:
+    """Writes a PNG under a temporary name in the same folder and renames it, so that no half-written file is seen."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(part, format="png", dpi=dpi)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _pixels(images: ArrayLike, limits: tuple[float, float]) -> np.ndarray:
+    """[N, H, W, 1 or 3] in [0, 1]."""
+    x = np.asarray(images, np.float32)
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
+        raise ValueError(f"images must be [N, H, W], [N, H, W, 1] or [N, H, W, 3], got shape {np.shape(images)}")
+    low, high = limits
+    return np.clip((x - low) / (high - low), 0.0, 1.0)
+
+
+def _mosaic(pixels: np.ndarray, rows: int, gap: int) -> np.ndarray:
+    """One white image with the tiles in it, a gap before each and one after the last of each row and column."""
+    side = max(1, pixels.shape[1] // 8)
+    framed = np.pad(pixels, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1.0)
+    return np.pad(rearrange(framed, "(r c) h w k -> (r h) (c w) k", r=rows), ((0, side), (0, side), (0, 0)),
+                  constant_values=1.0)  # fmt: skip
+
+
+def _corners(tops: np.ndarray, lefts: np.ndarray) -> Iterable[tuple[float, float]]:
+    return [(top, left) for top in tops for left in lefts]
+
+
+def _spaced(values: Sequence[float], ratio: float = 1.12) -> list[float]:
+    """The values that stand far enough apart on a logarithmic axis to carry a label."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= ratio * kept[-1]:
+            kept.append(value)
+    return kept

@@ -1,0 +1,41 @@
+"""The shared table of methods: one row a solver or guidance rule, and every contract test runs over all rows.
+
+A solver's row is a function (process, grid) -> Tableau; `OTHER` changes its hyperparameter at equal shapes.
+A guidance rule's row is a function (denoiser, scale) -> denoiser, with null condition 2.
+"""
+
+from diffsample import guidance, solvers
+
+SOLVERS = {
+    "ddim": solvers.ddim,
+    "ddim-eta": lambda p, g: solvers.ddim(p, g, eta=0.7),
+    "ddpm": solvers.ddpm,
+    "ddpm-large": lambda p, g: solvers.ddpm(p, g, large=True),
+    "euler": solvers.euler,
+    "heun": solvers.heun,
+    "heun-churn": lambda p, g: solvers.heun(p, g, churn=4.0, churn_max=50.0),
+    "dpmpp": solvers.dpmpp,
+    "dpmpp-taylor": lambda p, g: solvers.dpmpp(p, g, taylor=True),
+    "plms2": lambda p, g: solvers.plms(p, g, order=2),
+    "plms4": solvers.plms,
+    "hb0.9-plms4": lambda p, g: solvers.heavy_ball(solvers.plms(p, g), 0.9),
+    "hb0.9-dpmpp": lambda p, g: solvers.heavy_ball(solvers.dpmpp(p, g), 0.9),
+    "ghvb0.8": lambda p, g: solvers.ghvb(p, g, order=1, beta=0.8),
+    "ghvb1.8": solvers.ghvb,
+    "ghvb3.8": lambda p, g: solvers.ghvb(p, g, order=4),
+}
+OTHER = {
+    "ddim-eta": lambda p, g: solvers.ddim(p, g, eta=0.2),
+    "heun-churn": lambda p, g: solvers.heun(p, g, churn=2.0, churn_max=50.0),
+    "hb0.9-plms4": lambda p, g: solvers.heavy_ball(solvers.plms(p, g), 0.3),
+    "hb0.9-dpmpp": lambda p, g: solvers.heavy_ball(solvers.dpmpp(p, g), 1.0),
+    "dpmpp": lambda p, g: solvers.dpmpp(p, g, taylor=True),
+    "ghvb1.8": lambda p, g: solvers.ghvb(p, g, beta=1.0),
+    "ddim": solvers.euler,
+}
+GUIDANCE = {
+    "cfg": lambda d, scale: guidance.cfg(d, 2, scale),
+    "cfg-sequential": lambda d, scale: guidance.cfg(d, 2, scale, batched=False),
+    "apg": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5),
+    "apg-sequential": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5, batched=False),
+}
