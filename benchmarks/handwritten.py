@@ -42,8 +42,8 @@ def columns(grid: ds.Grid) -> Columns:
     slope = np.where(second, slope, 0.0)
     weights = alpha[1:] * (1 - ratio + slope), -alpha[1:] * slope
     values = (t[:-1], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], np.sqrt(sigma[1:] ** 2 - up**2), up)
-    floats = (jnp.asarray(value, jnp.float32) for value in (*values, sigma[1:] / sigma[:-1], *weights))
-    return Columns(*floats, jnp.arange(len(h)))
+    floats = [jnp.asarray(value, jnp.float32) for value in (*values, sigma[1:] / sigma[:-1], *weights)]
+    return Columns._make([*floats, jnp.arange(len(h))])
 
 
 def _eps(apply: Callable, params: Any, x: Array, t: Array) -> Array:

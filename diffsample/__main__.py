@@ -41,7 +41,8 @@ from diffsample import (
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
-NOISIEST = 160.0  # sigma / alpha; the network was trained up to here
+TRAINED = (0.002, 160.0)  # sigma / alpha that the network has seen
+SIGMA_MAX, SIGMA_MIN = 80.0, 0.05  # the pixels have steps of 0.125, so less noise is of no use
 CHURN_MAX = 50.0  # S_tmax of Karras et al. 2022, table 5; leaves room above for the noise that churn adds
 COLUMNS = 10  # samples of each class in the picture
 
@@ -174,7 +175,7 @@ def compare_parser() -> argparse.ArgumentParser:
 def plan_sample(options: argparse.Namespace) -> Callable[[], None]:
     """Everything checked and built, ready to run."""
     setting = _setting(options)
-    grid = _grid(options.grid, setting.process, options.steps)
+    grid = _grid(options, setting.process, options.steps)
     build = partial(SOLVERS[options.solver], setting.process, grid)
     tableau = _call(build, options, ("order", "beta", "eta", "churn"), "solver", SOLVERS)
     return partial(run_sample, options, setting, grid, solvers.linear(setting.denoiser, tableau))
@@ -185,7 +186,7 @@ def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
     setting = _setting(options)
 
     def build(solver: str, steps: int) -> Tableau:
-        return SOLVERS[solver](setting.process, _grid(options.grid, setting.process, steps))
+        return SOLVERS[solver](setting.process, _grid(options, setting.process, steps))
 
     tableaus = {s: [demo.most_steps(partial(build, s), c) for c in options.calls] for s in options.solvers}
     for tables in tableaus.values():
@@ -248,7 +249,9 @@ def _parser(what: str, command: str) -> argparse.ArgumentParser:
     parser.add_argument("--process", choices=PROCESSES, default="vp", help=_default("noising process"))
     grids = [*GRIDS, *FIXED_GRIDS]
     what = "time grid; leading, linspace and trailing need --process betas"
-    parser.add_argument("--grid", choices=grids, default="karras", help=_default(what))
+    parser.add_argument("--grid", choices=grids, default="logsnr", help=_default(what))
+    parser.add_argument("--sigma-max", type=_number, help=f"noise / signal at the start (default: {SIGMA_MAX:g})")
+    parser.add_argument("--sigma-min", type=_number, help=f"the same before the last step (default: {SIGMA_MIN:g})")
     parser.add_argument("--guidance", choices=GUIDANCE, default="none", help=_default("guidance rule"))
     for name, what in (
         ("scale", "guidance scale, 1 is the conditional model"),
@@ -291,11 +294,22 @@ def _check(options: argparse.Namespace) -> None:
     plot.figure_class()
 
 
-def _grid(name: str, process: Process, steps: int) -> Grid:
-    if name in FIXED_GRIDS:
-        return FIXED_GRIDS[name](process, steps)
-    start = min(process.t_start, float(process.t_from_half_logsnr(-math.log(NOISIEST))))
-    return GRIDS[name](process, steps, start=start)
+def _grid(options: argparse.Namespace, process: Process, steps: int) -> Grid:
+    """The grid between the two noise levels, no matter what the process calls their times."""
+    high, low = options.sigma_max, options.sigma_min
+    if options.grid in FIXED_GRIDS:
+        if (high, low) != (None, None):
+            raise ValueError(
+                f"--sigma-max and --sigma-min do not apply to --grid {options.grid}; use: {', '.join(GRIDS)}"
+            )
+        return FIXED_GRIDS[options.grid](process, steps)
+    high, low = SIGMA_MAX if high is None else high, SIGMA_MIN if low is None else low
+    if not TRAINED[0] <= low < high <= TRAINED[1]:
+        raise ValueError(
+            f"--sigma-min {low:g} and --sigma-max {high:g} must rise within {TRAINED}, as the model was trained"
+        )
+    start, stop = (float(process.t_from_half_logsnr(-math.log(sigma))) for sigma in (high, low))
+    return GRIDS[options.grid](process, steps, start=min(start, process.t_start), stop=stop)
 
 
 def _call(build: Any, options: argparse.Namespace, names: Sequence[str], kind: str, table: Mapping[str, Any]) -> Any:

@@ -7,13 +7,24 @@ only where there is one. All other keyword arguments are those of `Network`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Network, PyTree
+from diffsample.process import Level, Process
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `Network` beside apply and params."""
+
+    predicts: str
+    time: Callable[[Level], Array] | None
+    process: Process | None
+    sigma_data: Any
+    dtype: Any
 
 
 def call_model(model: Callable[..., Array], x: Array, time: Array, cond: PyTree) -> Array:
@@ -21,7 +32,7 @@ def call_model(model: Callable[..., Array], x: Array, time: Array, cond: PyTree)
     return model(x, time) if cond is None else model(x, time, cond)
 
 
-def from_callable(function: Callable[..., Array], **options: Any) -> Network:
+def from_callable(function: Callable[..., Array], **options: Unpack[Options]) -> Network:
     """A network from a plain function of (x, time) or (x, time, cond).
 
     Arrays that the function closes over become constants of the compiled program; pass weights with
@@ -34,7 +45,7 @@ def from_callable(function: Callable[..., Array], **options: Any) -> Network:
     return Network(_Bare(function), (), **options)
 
 
-def from_nnx(module: Any, call: Callable[..., Array] = call_model, **options: Any) -> Network:
+def from_nnx(module: Any, call: Callable[..., Array] = call_model, **options: Unpack[Options]) -> Network:
     """A network from a Flax NNX module, in the mode (`module.eval()`) that it is in."""
     from flax import nnx
 
@@ -42,7 +53,7 @@ def from_nnx(module: Any, call: Callable[..., Array] = call_model, **options: An
     return Network(_NNX(graphdef, call), params, **options)
 
 
-def from_linen(module: Any, variables: PyTree, call: Callable[..., Array] = call_model, **options: Any) -> Network:
+def from_linen(module: Any, variables: PyTree, call: Callable[..., Array] = call_model, **options: Unpack[Options]) -> Network:
     """A network from a Flax Linen module and its variables; `call` receives the bound `module.apply`."""
     if not hasattr(module, "apply"):
         raise TypeError(f"from_linen needs an unbound Linen module, got {type(module).__name__}")
@@ -50,7 +61,7 @@ def from_linen(module: Any, variables: PyTree, call: Callable[..., Array] = call
 
 
 def from_equinox(
-    model: Any, call: Callable[..., Array] = call_model, *, batched: bool = False, **options: Any
+    model: Any, call: Callable[..., Array] = call_model, *, batched: bool = False, **options: Unpack[Options]
 ) -> Network:
     """A network from any callable pytree (an Equinox module); `batched=False` maps it over the batch axis."""
     leaves, treedef = jax.tree.flatten(model)

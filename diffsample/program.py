@@ -25,7 +25,10 @@ from diffsample.tableau import About, Tableau
 
 
 class Vector:
-    """A linear combination of atoms: ("x", register), ("f", call) or ("z", draw), with float coefficients."""
+    """A linear combination of atoms with float coefficients.
+
+    Atoms are ("x", row * registers + register), ("f", call) and ("z", draw).
+    """
 
     def __init__(self, terms: dict[tuple[str, int], float]):
         self.terms = terms
@@ -69,13 +72,12 @@ class Program:
 
     def __init__(self, grid: Grid, registers: int = 1):
         self.grid = grid
-        self._x = self._carried(registers)
         self._rows: list[_Row] = []
         self._draws = 0
+        self._x = self._carried(registers)
 
-    @staticmethod
-    def _carried(registers: int) -> list[Vector]:
-        return [Vector({("x", i): 1.0}) for i in range(registers)]
+    def _carried(self, registers: int) -> list[Vector]:
+        return [Vector({("x", len(self._rows) * registers + i): 1.0}) for i in range(registers)]
 
     def moves(self) -> Iterator[tuple[Level, Level]]:
         """The steps of the grid: (level left, level reached), as floats."""
@@ -114,8 +116,10 @@ class Program:
         for r, update in enumerate(updates):
             for i, vector in enumerate(update):
                 for (kind, k), value in vector.terms.items():
+                    if kind == "x" and k // R != r:
+                        raise ValueError(f"row {r} uses a register read before the call; read program[...] after it")
                     if kind == "x":
-                        A[r, i, k] += value
+                        A[r, i, k % R] += value
                     elif kind == "f" and value:
                         B[r, i, slot_of[k]] += value
             c[r] = _merge_noise(update, r)

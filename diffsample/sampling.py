@@ -266,5 +266,5 @@ def _check_cond(cond: PyTree, batch: int) -> None:
     for path, leaf in jax.tree.leaves_with_path(cond):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != batch:
-            raise ValueError(f"cond{jax.tree_util.keystr(path)} has shape {shape}; every leaf of the condition needs the "
-                             f"batch axis first, here {batch}")  # fmt: skip
+            raise ValueError(f"cond{jax.tree_util.keystr(path)} has shape {shape}; every leaf of the condition needs "
+                             f"the batch axis first, here {batch}")  # fmt: skip

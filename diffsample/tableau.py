@@ -153,10 +153,7 @@ def stack(tableaus: Sequence[Tableau]) -> Tableau:
     outputs = {tableau.output for tableau in tableaus}
     if len(outputs) > 1:
         raise ValueError(f"tables that return different registers {sorted(outputs)} do not stack")
-    noise = {tableau.noise for tableau in tableaus}
-    shape = {name: max(getattr(t, name) for t in tableaus) for name in ("registers", "slots")}
-    padded = [
-        pad(t, **shape, steps=max(t.rows for t in tableaus), noise=noise.pop() if len(noise) == 1 else "some")
-        for t in tableaus
-    ]
+    noise = tableaus[0].noise if len({tableau.noise for tableau in tableaus}) == 1 else "some"
+    registers, slots, steps = (max(getattr(t, name) for t in tableaus) for name in ("registers", "slots", "rows"))
+    padded = [pad(tableau, registers, slots, steps, noise) for tableau in tableaus]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)

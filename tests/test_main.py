@@ -53,7 +53,7 @@ def test_defaults_but_few_samples_write_a_picture_and_print_every_field(tmp_path
 
 
 def test_guided_heun_counts_both_branches_and_draws_one_row_a_class(tmp_path, capsys):
-    command = "--process flow --grid logsnr --solver heun --steps 3 --guidance apg --scale 1.5 --momentum -0.25"
+    command = "--process flow --grid karras --solver heun --steps 3 --guidance apg --scale 1.5 --momentum -0.25"
     arguments = [*command.split(), "--labels", "3", "8", "--number", "20", "--out", str(tmp_path / "two.png")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
@@ -106,6 +106,9 @@ def test_compare_orders_solvers_and_steps_in_one_program(tmp_path, capsys):
         ("--solver ghvb --beta 0", "beta=0.0"),
         ("--solver ddim --eta 2", "eta=2.0"),
         ("--grid trailing", "DiscreteBetas"),
+        ("--process betas --grid trailing --sigma-max 20", "do not apply to --grid trailing; use: uniform"),
+        ("--sigma-max 500", "must rise within (0.002, 160.0)"),
+        ("--sigma-min 2 --sigma-max 1", "--sigma-min 2 and --sigma-max 1"),
         ("compare --calls 5 0", "at most 0 network calls"),
         ("--out missing/folder/x.png", "there is no folder"),
         ("--out picture.jpg", "must be a file name that ends in .png"),
@@ -132,9 +135,19 @@ def test_help_lists_every_option_with_its_default(command, capsys):
         main([*command, "--help"])
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in ("--process", "--grid", "--scale", "--radius", "--momentum", "--number", "--seed", "--out"):
+    for option in (
+        "--process",
+        "--grid",
+        "--sigma-max",
+        "--scale",
+        "--radius",
+        "--momentum",
+        "--number",
+        "--seed",
+        "--out",
+    ):
         assert option in text
-    assert text.count("(default: ") == (16 if not command else 13)
+    assert text.count("(default: ") == (18 if not command else 15)
 
 
 def test_floor_is_what_equally_many_draws_of_real_moments_measure(judge):
