@@ -1,7 +1,7 @@
-"""Samples the shipped digits with any solver, process, grid and guidance, judges the samples and draws them.
+"""The command line: samples the shipped digits with any solver, process, grid and guidance, judges and draws them.
 
-python -m diffsample [options]            one picture, with timing and quality
-python -m diffsample compare [options]    quality against network calls, solver by solver
+`python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
+measures quality against network calls, solver by solver.
 """
 
 import argparse
@@ -18,26 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample import (
-    Cosine,
-    Denoiser,
-    DiscreteBetas,
-    FlowMatching,
-    Grid,
-    Network,
-    NonFiniteError,
-    Process,
-    SubVP,
-    Tableau,
-    VarianceExploding,
-    VariancePreserving,
-    __version__,
-    demo,
-    guidance,
-    plot,
-    solvers,
-    times,
-)
+import diffsample as ds
+from diffsample import demo, guidance, plot, solvers, times
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
@@ -47,39 +29,39 @@ CHURN_MAX = 50.0  # S_tmax of Karras et al. 2022, table 5; leaves room above for
 COLUMNS = 10  # samples of each class in the picture
 
 
-def heun(process: Process, grid: Grid, *, churn: float = 0.0) -> Tableau:
+def heun(process: ds.Process, grid: ds.Grid, *, churn: float = 0.0) -> ds.Tableau:
     """Heun, with EDM's churn below CHURN_MAX."""
     return solvers.heun(process, grid, churn=churn, churn_max=CHURN_MAX)
 
 
-def heavy_ball_dpmpp(process: Process, grid: Grid, *, order: int = 2, beta: float = 0.8) -> Tableau:
+def heavy_ball_dpmpp(process: ds.Process, grid: ds.Grid, *, order: int = 2, beta: float = 0.8) -> ds.Tableau:
     """Heavy-ball momentum on DPM-Solver++."""
     return solvers.heavy_ball(solvers.dpmpp(process, grid, order=order), beta)
 
 
-def heavy_ball_plms(process: Process, grid: Grid, *, order: int = 2, beta: float = 0.8) -> Tableau:
+def heavy_ball_plms(process: ds.Process, grid: ds.Grid, *, order: int = 2, beta: float = 0.8) -> ds.Tableau:
     """Heavy-ball momentum on PLMS."""
     return solvers.heavy_ball(solvers.plms(process, grid, order=order), beta)
 
 
-def no_guidance(network: Denoiser) -> Denoiser:
+def no_guidance(network: ds.Denoiser) -> ds.Denoiser:
     """The conditional model itself."""
     return network
 
 
-def cfg(network: Denoiser, *, scale: float = 2.0) -> Denoiser:
+def cfg(network: ds.Denoiser, *, scale: float = 2.0) -> ds.Denoiser:
     """Classifier-free guidance."""
     return guidance.cfg(network, digits.NULL, scale)
 
 
 def apg(
-    network: Denoiser, *, scale: float = 2.0, radius: float = 2.5, momentum: float = -0.5, eta_apg: float = 0.0
-) -> Denoiser:
+    network: ds.Denoiser, *, scale: float = 2.0, radius: float = 2.5, momentum: float = -0.5, eta_apg: float = 0.0
+) -> ds.Denoiser:
     """Adaptive projected guidance."""
     return guidance.apg(network, digits.NULL, scale, radius=radius, momentum=momentum, eta=eta_apg)
 
 
-SOLVERS: dict[str, Callable[..., Tableau]] = {
+SOLVERS: dict[str, Callable[..., ds.Tableau]] = {
     "ddim": solvers.ddim,
     "ddpm": solvers.ddpm,
     "dpmpp": solvers.dpmpp,
@@ -90,36 +72,36 @@ SOLVERS: dict[str, Callable[..., Tableau]] = {
     "heun": heun,
     "plms": solvers.plms,
 }
-PROCESSES: dict[str, Callable[[], Process]] = {
-    "vp": VariancePreserving,
-    "ve": VarianceExploding,
-    "edm": VarianceExploding,
-    "cosine": Cosine,
-    "flow": FlowMatching,
-    "subvp": SubVP,
-    "betas": DiscreteBetas.linear,
+PROCESSES: dict[str, Callable[[], ds.Process]] = {
+    "vp": ds.VariancePreserving,
+    "ve": ds.VarianceExploding,
+    "edm": ds.VarianceExploding,
+    "cosine": ds.Cosine,
+    "flow": ds.FlowMatching,
+    "subvp": ds.SubVP,
+    "betas": ds.DiscreteBetas.linear,
 }
-GRIDS: dict[str, Callable[..., Grid]] = {
+GRIDS: dict[str, Callable[..., ds.Grid]] = {
     "uniform": times.uniform,
     "quadratic": times.quadratic,
     "logsnr": times.uniform_logsnr,
     "karras": times.karras,
 }
-FIXED_GRIDS: dict[str, Callable[..., Grid]] = {  # these know where they start
+FIXED_GRIDS: dict[str, Callable[..., ds.Grid]] = {  # these know where they start
     "ays": times.ays,
     "leading": times.leading,
     "linspace": times.linspace,
     "trailing": times.trailing,
 }
-GUIDANCE: dict[str, Callable[..., Denoiser]] = {"none": no_guidance, "cfg": cfg, "apg": apg}
+GUIDANCE: dict[str, Callable[..., ds.Denoiser]] = {"none": no_guidance, "cfg": cfg, "apg": apg}
 COMPARED = ("ddim", "dpmpp", "heun", "ghvb", "heavy-ball")  # euler takes the same steps as ddim
 
 
 class Setting(NamedTuple):
     """What both commands sample with."""
 
-    process: Process
-    denoiser: Denoiser
+    process: ds.Process
+    denoiser: ds.Denoiser
     labels: Array  # int32 [B]
     judge: demo.Judge
 
@@ -128,27 +110,28 @@ class Parser(argparse.ArgumentParser):
     """Errors come back to `main`, which prints them on one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(f"{message} (--help lists all options)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 2 after bad input, 1 where sampling failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    plan, parser = (plan_compare, compare_parser) if arguments[:1] == ["compare"] else (plan_sample, sample_parser)
+    command = arguments.pop(0) if arguments[:1] in (["sample"], ["compare"]) else "sample"
+    plan, parser = (plan_compare, compare_parser) if command == "compare" else (plan_sample, sample_parser)
     try:
         job = plan(parser().parse_args(arguments))
     except (ValueError, TypeError, ImportError, OSError) as error:
         return _complain(error, 2)
     try:
         job()
-    except (NonFiniteError, ImportError, OSError) as error:
+    except (ds.NonFiniteError, ImportError, OSError) as error:
         return _complain(error, 1)
     return 0
 
 
 def sample_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample`."""
-    parser = _parser("sample the shipped digits; `python -m diffsample compare --help` has the other command", "sample")
+    parser = _parser("sample the shipped digits; `compare --help` shows the other command", "sample")
     parser.add_argument("--solver", choices=SOLVERS, default="dpmpp", help=_default("numerical method"))
     parser.add_argument("--steps", type=int, default=20, help=_default("steps of the grid"))
     for name, kind, what in (
@@ -185,7 +168,7 @@ def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
     """Every tableau of the comparison, built and checked."""
     setting = _setting(options)
 
-    def build(solver: str, steps: int) -> Tableau:
+    def build(solver: str, steps: int) -> ds.Tableau:
         return SOLVERS[solver](setting.process, _grid(options, setting.process, steps))
 
     tableaus = {s: [demo.most_steps(partial(build, s), c) for c in options.calls] for s in options.solvers}
@@ -194,7 +177,7 @@ def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
     return partial(run_compare, options, setting, tableaus)
 
 
-def run_sample(options: argparse.Namespace, setting: Setting, grid: Grid, sampler: solvers.Linear) -> None:
+def run_sample(options: argparse.Namespace, setting: Setting, grid: ds.Grid, sampler: solvers.Linear) -> None:
     """Samples, judges, draws and prints."""
     labels, tableau, n = setting.labels, sampler.tableau, len(setting.labels)
     print(f"{_versions()}\nsolver            {tableau.about.name}, order {tableau.about.order}\n{grid}", flush=True)
@@ -221,7 +204,7 @@ def draw(images: Array, labels: Sequence[int], title: str, out: Path) -> None:
     print(f"picture           {out}")
 
 
-def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping[str, Sequence[Tableau]]) -> None:
+def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping[str, Sequence[ds.Tableau]]) -> None:
     """Prints a line as soon as it is known, then the tables, and draws the plot."""
     key, labels, table = jax.random.key(options.seed), setting.labels, []
     attach = partial(solvers.linear, setting.denoiser)
@@ -242,7 +225,7 @@ def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping
 
 def _parser(what: str, command: str) -> argparse.ArgumentParser:
     """The options of both commands."""
-    parser = Parser(prog="python -m diffsample", description=what, allow_abbrev=False)
+    parser = Parser(prog=f"python -m diffsample {command}", description=what, allow_abbrev=False)
     parser.add_argument(
         "command", nargs="?", choices=["sample", "compare"], default=command, help=_default("what to do")
     )
@@ -274,7 +257,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     """Checks what both commands share, cheap things first."""
     _check(options)
     process, models = PROCESSES[options.process](), digits.load()
-    network = Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
+    network = ds.Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
     names = ("scale", "radius", "momentum", "eta_apg")
     denoiser = _call(partial(GUIDANCE[options.guidance], network), options, names, "guidance", GUIDANCE)
     labels = jnp.asarray(np.resize(options.labels, options.number), jnp.int32)
@@ -294,7 +277,7 @@ def _check(options: argparse.Namespace) -> None:
     plot.figure_class()
 
 
-def _grid(options: argparse.Namespace, process: Process, steps: int) -> Grid:
+def _grid(options: argparse.Namespace, process: ds.Process, steps: int) -> ds.Grid:
     """The grid between the two noise levels, no matter what the process calls their times."""
     high, low = options.sigma_max, options.sigma_min
     if options.grid in FIXED_GRIDS:
@@ -352,7 +335,7 @@ def _say(options: argparse.Namespace, what: str) -> str:
 
 def _versions() -> str:
     device = jax.devices()[0]
-    return f"diffsample {__version__}, jax {jax.__version__} on {device.device_kind}"
+    return f"diffsample {ds.__version__}, jax {jax.__version__} on {device.device_kind}"
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -123,10 +123,12 @@ class Program:
                     elif kind == "f" and value:
                         B[r, i, slot_of[k]] += value
             c[r] = _merge_noise(update, r)
-        column = {name: np.array([getattr(row, name) for row in self._rows]) for name in ("register", "index", "stage")}
         tableau = Tableau(
             A=A, B=B, c=c,
             store=np.array([row.store for row in self._rows]),
+            register=np.array([row.register for row in self._rows]),
+            index=np.array([row.index for row in self._rows]),
+            stage=np.array([row.stage for row in self._rows]),
             slot=np.array([slot_of[k] for k in range(n)]),
             now=_levels([row.now for row in self._rows]),
             next=_levels([row.next for row in self._rows]),
@@ -134,7 +136,6 @@ class Program:
             noise=_noise_pattern(c),
             output=output,
             about=About(name, order, self.grid.process),
-            **column,
         )  # fmt: skip
         tableau.check()
         return tableau

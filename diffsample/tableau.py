@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
@@ -96,7 +97,7 @@ class Tableau:
 
 def is_concrete(tree: Any) -> bool:
     """Whether every leaf has a value now, so that host checks can read it."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def pad(

@@ -61,6 +61,7 @@ def test_apg_momentum_run(x64):
         rule = guidance.apg(answers(*pair), 1, 4.0, radius=2.5, momentum=-0.5)
         x0, state = guide(rule, state)
         np.testing.assert_allclose(x0, output, atol=1e-9)
+        assert state.average is not None
         np.testing.assert_allclose(state.average[0], total, atol=1e-12)
 
 
@@ -70,6 +71,7 @@ def test_apg_memory_advances_on_the_first_call_of_a_step_only(x64):
     _, later = guide(rule, state, stage=1)
     np.testing.assert_array_equal(later.average, state.average)
     _, committed = guide(rule, state, stage=0)
+    assert committed.average is not None
     np.testing.assert_allclose(committed.average[0], (1, 0, 1))
 
 

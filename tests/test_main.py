@@ -1,5 +1,6 @@
 """The command line: pictures, printed numbers, refusals, quality of the samples; and the figures it draws."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from diffsample.nets import digits
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from PIL import Image
+
+# Frechet distance of 500 samples. Measured: 0.222 to 0.279 over six seeds, 0.233 expected of perfect samples; 0.369 for
+# ddim at as many calls, 0.41 without labels, 0.48 with a wrong sigma_data, 0.55 with a wrong noise level.
+GOOD = 0.32
 
 
 def number_after(text: str, printed: str) -> float:
@@ -64,7 +69,7 @@ def test_guided_heun_counts_both_branches_and_draws_one_row_a_class(tmp_path, ca
 
 
 def test_five_hundred_samples_are_good_digits_of_the_class_asked_for(tmp_path, capsys):
-    assert main(["--number", "500", "--steps", "12", "--seed", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["--number", "500", "--steps", "12", "--out", str(tmp_path / "a.png")]) == 0
     printed = capsys.readouterr().out
     assert number_after("Frechet distance", printed) < GOOD
     assert number_after("class agreement", printed) > 0.9
@@ -95,8 +100,8 @@ def test_compare_orders_solvers_and_steps_in_one_program(tmp_path, capsys):
         ("--guidance autoguidance", "apg"),
         ("--labels 3 12", "invalid choice: 12"),
         ("compare --solvers ddim dimm", "heavy-ball"),
-        ("comparison", "invalid choice: 'comparison'"),
-        ("--step 3", "--step"),
+        ("comparison", "unrecognized arguments: comparison"),
+        ("--step 3", "unrecognized arguments: --step 3 (--help lists all options)"),
         ("--steps 0", "steps must be a whole number of at least 1, got 0"),
         ("--steps many", "invalid int value: 'many'"),
         ("--number 5", "--number 5"),
@@ -134,20 +139,10 @@ def test_help_lists_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
     assert exit_.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for option in (
-        "--process",
-        "--grid",
-        "--sigma-max",
-        "--scale",
-        "--radius",
-        "--momentum",
-        "--number",
-        "--seed",
-        "--out",
-    ):
-        assert option in text
-    assert text.count("(default: ") == (18 if not command else 15)
+    text = capsys.readouterr().out
+    options = re.findall(r"\n  (--\S+)", text)
+    assert {"--process", "--grid", "--sigma-max", "--guidance", "--scale", "--number", "--out"} <= set(options)
+    assert text.count("(default: ") == len(options) - ("--progress" in options)
 
 
 def test_floor_is_what_equally_many_draws_of_real_moments_measure(judge):
@@ -164,7 +159,7 @@ def test_image_grid_puts_every_image_in_its_place():
     images = np.arange(6.0).reshape(6, 1, 1) * np.ones((6, 8, 8))
     figure = plot.image_grid(images, 2, labels=["a", "b"], title="top", limits=(0, 10))
     (axes,) = figure.axes
-    shown = np.asarray(axes.images[0].get_array())[..., 0]
+    shown = np.asarray(axes.images[0].get_array())
     assert shown.shape == (2 * 9 + 1, 3 * 9 + 1)
     assert np.array_equal(shown[5::9, 5::9], [[0.0, 0.1, 0.2], [0.3, 0.4, 0.5]])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
@@ -178,7 +173,7 @@ def test_image_grid_labels_each_image_and_takes_colour():
 
 @pytest.mark.parametrize(("shape", "rows", "labels"), [((5, 8, 8), 2, None), ((4, 8), 2, None), ((4, 8, 8), 2, "abc")])
 def test_image_grid_refuses_what_does_not_fit(shape, rows, labels):
-    with pytest.raises(ValueError, match="fill|fit|must be"):
+    with pytest.raises(ValueError, match=r"fill|fit|must be"):
         plot.image_grid(np.zeros(shape), rows, labels)
 
 

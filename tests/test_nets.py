@@ -144,6 +144,13 @@ def test_conditional_samples_have_the_law_and_the_labels_of_the_data(models):
     assert distance < 0.4
 
 
-def test_load_needs_no_scikit_learn():
-    code = "import sys; sys.modules['sklearn'] = None; from diffsample.nets import digits; digits.load()"
+def test_load_needs_no_scikit_learn_and_may_come_first_inside_a_trace():
+    code = """
+import sys
+sys.modules["sklearn"] = None
+import jax, jax.numpy as jnp
+from diffsample.nets import digits
+jax.jit(lambda x: digits.load().classifier(x))(jnp.zeros((1, *digits.SHAPE)))
+digits.load().classifier(jnp.zeros((2, *digits.SHAPE)))
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -213,7 +213,7 @@ def test_bad_keys_are_named():
         (jax.random.key(0, impl="rbg"), ValueError, "threefry"),
     ):
         with pytest.raises(kind, match=message):
-            ds.sample(key, toy(), (4,))
+            ds.sample(key, toy(), (4,))  # type: ignore[arg-type]
 
 
 def test_observers_refuse_nonsense():

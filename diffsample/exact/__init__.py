@@ -8,5 +8,15 @@ from diffsample.exact.conditional import ClassMixture, Switch
 from diffsample.exact.covariance import Covariance
 from diffsample.exact.gaussian import Gaussian, PointMass
 from diffsample.exact.mixture import Mixture
+from diffsample.exact.moments import Moments, output_moments
 
-__all__ = ["ClassMixture", "Covariance", "Gaussian", "Mixture", "PointMass", "Switch"]
+__all__ = [
+    "ClassMixture",
+    "Covariance",
+    "Gaussian",
+    "Mixture",
+    "Moments",
+    "PointMass",
+    "Switch",
+    "output_moments",
+]

@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -84,9 +85,13 @@ def load() -> Digits:
 
     with resources.as_file(resources.files("diffsample.nets") / "weights" / "digits") as path:
         tree = checkpoint.restore(path)
-    judge = jax.tree.map(jax.numpy.asarray, _filled(classifier_net, tree["classifier"]))
+    with jax.ensure_compile_time_eval():  # the cache must hold arrays even where the first call is inside a trace
+        params, judge = (
+            jax.tree.map(jnp.asarray, _filled(build, tree[name]))
+            for build, name in ((denoiser_net, "denoiser"), (classifier_net, "classifier"))
+        )
     return Digits(
-        params=jax.tree.map(jax.numpy.asarray, _filled(denoiser_net, tree["denoiser"])),
+        params=params,
         classifier=jax.tree_util.Partial(jax.jit(classify), judge),
         accuracy=float(tree["accuracy"]),
         sigma_data=float(tree["sigma_data"]),
