@@ -29,6 +29,11 @@ CHURN_MAX = 50.0  # S_tmax of Karras et al. 2022, table 5; leaves room above for
 COLUMNS = 10  # samples of each class in the picture
 
 
+def euler(process: ds.Process, grid: ds.Grid, *, churn: float = 0.0) -> ds.Tableau:
+    """Euler, with EDM's churn below CHURN_MAX."""
+    return solvers.euler(process, grid, churn=churn, churn_max=CHURN_MAX)
+
+
 def heun(process: ds.Process, grid: ds.Grid, *, churn: float = 0.0) -> ds.Tableau:
     """Heun, with EDM's churn below CHURN_MAX."""
     return solvers.heun(process, grid, churn=churn, churn_max=CHURN_MAX)
@@ -64,13 +69,19 @@ def apg(
 SOLVERS: dict[str, Callable[..., ds.Tableau]] = {
     "ddim": solvers.ddim,
     "ddpm": solvers.ddpm,
+    "deis": solvers.deis_t,
+    "dpm2": solvers.dpm2,
     "dpmpp": solvers.dpmpp,
-    "euler": solvers.euler,
+    "euler": euler,
     "ghvb": solvers.ghvb,
     "heavy-ball": heavy_ball_dpmpp,
     "heavy-ball-plms": heavy_ball_plms,
     "heun": heun,
+    "ipndm": solvers.ipndm,
     "plms": solvers.plms,
+    "rk4": solvers.rk4,
+    "sde-dpmpp": solvers.sde_dpmpp,
+    "unipc": solvers.unipc,
 }
 PROCESSES: dict[str, Callable[[], ds.Process]] = {
     "vp": ds.VariancePreserving,
@@ -184,15 +195,15 @@ def run_sample(options: argparse.Namespace, setting: Setting, grid: ds.Grid, sam
     key = jax.random.key(options.seed)
     run = demo.sample_twice(key, sampler, labels, digits.SHAPE, options.progress)
     frechet, agreement = demo.quality(run.images, labels, setting.judge)
-    evaluations = f"{tableau.calls} calls of {setting.denoiser.evaluations} evaluation(s) each"
-    print(f"network calls     {sampler.nfe} a sample: {evaluations}")
+    parts = f"{tableau.calls} by the solver, times {setting.denoiser.evaluations} by the guidance"
+    print(f"network calls     {sampler.nfe} a sample: {parts}")
     for name, seconds, compiles in zip(("first", "second"), run.seconds, run.compiles, strict=True):
         print(f"{name + ' call':17} {seconds:.2f} s for {n} samples, {compiles} programs compiled")
     print(f"Frechet distance  {frechet:.4f} in pixel space, {n} samples against real digits of these classes")
     print(f"                  {demo.frechet_floor(labels, setting.judge):.4f} expected of {n} perfect samples")
     real = digits.load().accuracy
     print(f"class agreement   {agreement:.1%} read as the class asked for (real digits: {real:.1%})")
-    title = f"{_say(options, options.solver)}, {sampler.nfe} network calls"
+    title = f"{options.solver}, {sampler.nfe} network calls\n{_circumstances(options)}"
     draw(run.images, options.labels, title, options.out)
 
 
@@ -208,7 +219,7 @@ def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping
     """Prints a line as soon as it is known, then the tables, and draws the plot."""
     key, labels, table = jax.random.key(options.seed), setting.labels, []
     attach = partial(solvers.linear, setting.denoiser)
-    title = _say(options, f"{len(labels)} samples")
+    title = f"{len(labels)} samples, {_circumstances(options)}"
     print(f"{_versions()}\n{title}, seed {options.seed}", flush=True)
     with count_compiles() as compiles:
         for score in demo.compare(key, attach, tableaus, labels, digits.SHAPE, setting.judge):
@@ -226,9 +237,6 @@ def run_compare(options: argparse.Namespace, setting: Setting, tableaus: Mapping
 def _parser(what: str, command: str) -> argparse.ArgumentParser:
     """The options of both commands."""
     parser = Parser(prog=f"python -m diffsample {command}", description=what, allow_abbrev=False)
-    parser.add_argument(
-        "command", nargs="?", choices=["sample", "compare"], default=command, help=_default("what to do")
-    )
     parser.add_argument("--process", choices=PROCESSES, default="vp", help=_default("noising process"))
     grids = [*GRIDS, *FIXED_GRIDS]
     what = "time grid; leading, linspace and trailing need --process betas"
@@ -328,9 +336,9 @@ def _applies(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> s
     return f"{what} (default: {', '.join(f'{key} {p.default}' for key, p in takes.items() if p)})"
 
 
-def _say(options: argparse.Namespace, what: str) -> str:
+def _circumstances(options: argparse.Namespace) -> str:
     rule = "no guidance" if options.guidance == "none" else options.guidance
-    return f"{what}, {options.process} process, {options.grid} grid, {rule}"
+    return f"{options.process} process, {options.grid} grid, {rule}"
 
 
 def _versions() -> str:

@@ -50,7 +50,7 @@ def _listen() -> None:
     jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-def _count(event: str, duration: float, **details: Any) -> None:
+def _count(event: str, duration_secs: float, **details: Any) -> None:
     if event == EVENT:
         for compiles in _open:
             compiles.count += 1

@@ -46,6 +46,11 @@ class Denoiser(Protocol):
         """Network evaluations a call (classifier-free guidance: 2)."""
         return 1
 
+    @property
+    def coupled(self) -> bool:
+        """Whether x = alpha x0 + sigma eps always holds; if not, the sampler's state follows the pair."""
+        return False
+
     def check(self, process: Process | None, levels: Level) -> None:
         """Raise ValueError where it cannot serve this process or these concrete levels; called before running."""
 
@@ -177,6 +182,10 @@ class Network(Denoiser):
         if not callable(self.apply):
             raise TypeError(f"apply must be a function (params, x, time, cond) -> array, got {self.apply!r}")
 
+    @property
+    def coupled(self) -> bool:
+        return True
+
     def check(self, process: Process | None, levels: Level) -> None:
         if self.process is not None and process is not None and process != self.process:
             raise ValueError(
@@ -233,6 +242,10 @@ class AnyProcess(Denoiser):
     @property
     def evaluations(self) -> int:
         return self.network.evaluations
+
+    @property
+    def coupled(self) -> bool:
+        return True
 
     def _trained(self) -> Process:
         if self.network.process is None:

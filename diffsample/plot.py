@@ -46,7 +46,7 @@ def image_grid(
         images: [N, H, W], [N, H, W, 1] or [N, H, W, 3], N a multiple of `rows`.
         rows: number of rows.
         labels: one for each row, written at its left, or one for each image, written above it.
-        title: a line above all.
+        title: one or more lines above all.
         limits: values shown as black and as white (or as 0 and 1 of each colour); beyond them is clipped.
 
     Returns: the figure.
@@ -64,25 +64,20 @@ def image_grid(
     names = [] if labels is None else [str(label) for label in labels]
     if len(names) not in (0, rows, n):
         raise ValueError(f"{len(names)} labels fit neither {rows} rows nor {n} images")
-    gap = height // 2 if len(names) == n > rows else max(1, height // 8)  # room for a line of text, or a thin line
-    columns = n // rows
-    margin = 0.35 + 0.08 * max(map(len, names), default=0)
-    figure = figure_class()(
-        figsize=(max(4.0, 0.62 * columns + margin), 0.62 * rows * (height + gap) / (width + gap) + 0.5)
+    single = len(names) == n > rows  # a label above each image, which needs room for a line of text
+    thin, columns = max(1, height // 8), n // rows
+    gap = height // 2 if single else thin
+    tops, lefts = gap + np.arange(rows) * (height + gap), thin + np.arange(columns) * (width + thin)
+    axes = _canvas(
+        columns, rows * (height + gap) / (width + thin), "" if single else max(names, key=len, default=""), title
     )
-    axes = figure.add_subplot()
-    axes.imshow(_mosaic(pixels, rows, gap), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    tops, lefts = gap + np.arange(rows) * (height + gap), gap + np.arange(columns) * (width + gap)
-    if len(names) == rows:
+    axes.imshow(_mosaic(pixels, rows, gap, thin), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    if single:
+        for name, (top, left) in zip(names, [(top, left) for top in tops for left in lefts], strict=True):
+            axes.text(left + (width - 1) / 2, top - 1, name, ha="center", va="bottom", fontsize=8)
+    elif names:
         axes.set_yticks(tops + (height - 1) / 2, names)
-        axes.tick_params(length=0, labelsize=11)
-    for name, (top, left) in zip(names if len(names) == n > rows else [], _corners(tops, lefts), strict=False):
-        axes.text(left + (width - 1) / 2, top - 1, name, ha="center", va="bottom", fontsize=8)
-    axes.set_title(title or "", fontsize=10)
-    figure.set_layout_engine("constrained")
-    return figure
+    return axes.get_figure()
 
 
 def quality_plot(
@@ -113,8 +108,8 @@ def quality_plot(
         axes.plot(*zip(*sorted(points), strict=True), marker=MARKERS[i % len(MARKERS)], ms=5, label=name)
     if floor is not None:
         axes.axhline(floor, color="0.4", ls="--", lw=1, label="perfect samples")
-    calls = sorted({calls for points in curves.values() for calls, _ in points})
-    axes.set_xticks(_spaced(calls), [f"{c:g}" for c in _spaced(calls)])
+    ticks = _spaced([calls for points in curves.values() for calls, _ in points])
+    axes.set_xticks(ticks, [f"{calls:g}" for calls in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
@@ -143,22 +138,29 @@ def _pixels(images: ArrayLike, limits: tuple[float, float]) -> np.ndarray:
     return np.clip((x - low) / (high - low), 0.0, 1.0)
 
 
-def _mosaic(pixels: np.ndarray, rows: int, gap: int) -> np.ndarray:
-    """One white image with the tiles in it, a gap before each and one after the last of each row and column."""
-    side = max(1, pixels.shape[1] // 8)
-    framed = np.pad(pixels, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1.0)
-    return np.pad(rearrange(framed, "(r c) h w k -> (r h) (c w) k", r=rows), ((0, side), (0, side), (0, 0)),
-                  constant_values=1.0)  # fmt: skip
+def _canvas(across: float, down: float, letters: int, title: str | None) -> Any:
+    """Axes without a frame for a mosaic of that many images, with room for row labels of so many letters and title."""
+    height = 0.62 * down + 0.3 + 0.18 * (len(title.split("\n")) if title else 0)
+    figure = figure_class()(figsize=(max(4.0, 0.62 * across + 0.35 + 0.08 * letters), height))
+    axes = figure.add_subplot(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=11)
+    axes.set_title(title or "", fontsize=10)
+    figure.set_layout_engine("constrained")
+    return axes
 
 
-def _corners(tops: np.ndarray, lefts: np.ndarray) -> Iterable[tuple[float, float]]:
-    return [(top, left) for top in tops for left in lefts]
+def _mosaic(pixels: np.ndarray, rows: int, above: int, left: int) -> np.ndarray:
+    """One white image with the tiles in it, and white below and at the right of all."""
+    framed = np.pad(pixels, ((0, 0), (above, 0), (left, 0), (0, 0)), constant_values=1.0)
+    tiles = rearrange(framed, "(r c) h w k -> (r h) (c w) k", r=rows)
+    return np.pad(tiles, ((0, left), (0, left), (0, 0)), constant_values=1.0)
 
 
 def _spaced(values: Sequence[float], ratio: float = 1.12) -> list[float]:
-    """The values that stand far enough apart on a logarithmic axis to carry a label."""
+    """Values that stand far enough apart on a logarithmic axis to carry a label, the most frequent first."""
     kept: list[float] = []
-    for value in values:
-        if not kept or value >= ratio * kept[-1]:
+    for value in sorted(set(values), key=lambda value: (-values.count(value), value)):
+        if all(max(value, other) >= ratio * min(value, other) for other in kept):
             kept.append(value)
     return kept

@@ -4,6 +4,7 @@ After every step the state holds x_t and the prediction at x_t, so particle weig
 no network call of their own, and n rows are n calls.
 """
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -66,10 +67,6 @@ class Sampler(Protocol):
         """Network evaluations per sample, known before running."""
         ...
 
-    def check(self) -> None:
-        """Raise ValueError if it cannot run; called on concrete values before anything else."""
-        ...
-
     def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         """Initial states [B, ...] from one key a sample."""
         ...
@@ -90,8 +87,9 @@ class Sampler(Protocol):
 
 
 def normal(keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Standard normals [B, ...], row i from keys[i] alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape[1:], dtype))(keys)
+    """Standard normals [B, ...], row i from keys[i] alone; drawn flat, which compiles and runs several times faster."""
+    size = math.prod(shape[1:])
+    return jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys).reshape(shape)
 
 
 def fold(keys: Array, data: Any) -> Array:

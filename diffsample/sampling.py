@@ -85,8 +85,6 @@ def sample(
     _check_key(key)
     shape, dtype = _start(shape, x, dtype, check)
     _check_cond(cond, shape[0])
-    if is_concrete(sampler):
-        sampler.check()
     if chunk is not None and chunk < shape[0]:
         if record is not None or chunk < 1:
             raise ValueError(f"chunk={chunk} must be positive and cannot be combined with record; call sample(..., "
@@ -120,12 +118,16 @@ def _sample_keys(key: Array, first: Any, n: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32))
 
 
+def _rows(sampler: Sampler) -> int:
+    return jax.tree.leaves(jax.eval_shape(lambda sampler: sampler.steps, sampler))[0].shape[0]
+
+
 def _begin(sampler: Sampler, key: Array, first: Array, x: Any, observer: Any, shape: Any, dtype: Any, cond: PyTree):
     keys = _sample_keys(key, first, shape[0])
     working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     x = sampler.prior(fold(keys, PRIOR_STREAM), shape, working) if x is None else x.astype(working)
     state = sampler.init(keys, x, cond)
-    rows = jax.tree.leaves(sampler.steps)[0].shape[0]
+    rows = _rows(sampler)
     record = () if observer is None else observer.init(jax.eval_shape(sampler.view, state), rows)
     return keys, Carry(state, record)
 
@@ -144,7 +146,7 @@ def _end(sampler: Sampler, keys: Array, carry: Carry, cond: PyTree, dtype: Any) 
 def _run(sampler: Sampler, key: Array, first: Array, x: Any, cond: PyTree, observer: Any, shape: Any, dtype: Any):
     keys, carry = _begin(sampler, key, first, x, observer, shape, dtype, cond)
     steps = sampler.steps
-    rows = jnp.arange(jax.tree.leaves(steps)[0].shape[0], dtype=jnp.uint32)
+    rows = jnp.arange(_rows(sampler), dtype=jnp.uint32)
 
     def body(carry: Carry, row: tuple) -> tuple[Carry, None]:
         return _row(sampler, observer, keys, cond, carry, *row), None
@@ -176,7 +178,7 @@ def _with_progress(
     except ImportError as error:
         raise ImportError("progress=True needs tqdm: pip install 'diffsample[progress]'") from error
     keys, carry = _jit_begin(sampler, key, first, x, observer, shape, dtype, cond)
-    rows = jax.tree.leaves(sampler.steps)[0].shape[0]
+    rows = _rows(sampler)
     done, piece = 0, 1
     with tqdm(total=rows, unit="call") as bar:
         while done < rows:
@@ -193,7 +195,7 @@ def _debug(sampler: Sampler, key: Array, first: Any, x: Any, cond: PyTree, obser
     sampler = jax.tree.map(jnp.asarray, sampler)
     keys, carry = _begin(sampler, key, first, x, observer, shape, dtype, cond)
     steps = sampler.steps
-    for j in range(jax.tree.leaves(steps)[0].shape[0]):
+    for j in range(_rows(sampler)):
         carry = _row(sampler, observer, keys, cond, carry, j, jax.tree.map(lambda leaf, j=j: leaf[j], steps))
     return _end(sampler, keys, carry, cond, dtype), carry.record
 
@@ -203,7 +205,7 @@ def _locate(
 ):
     """Repeat a failed run row by row and say where it first went wrong; runs only after a failure."""
     keys, carry = _jit_begin(sampler, key, first, x, observer, shape, dtype, cond)
-    for j in range(jax.tree.leaves(sampler.steps)[0].shape[0]):
+    for j in range(_rows(sampler)):
         carry = _advance(sampler, observer, keys, cond, carry, j, j + 1)
         view = sampler.view(carry.state)
         bad = ~np.isfinite(np.asarray(view.x0) + np.asarray(view.eps)).reshape(shape[0], -1).all(axis=1)

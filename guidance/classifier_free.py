@@ -24,6 +24,10 @@ class ClassifierFree(Denoiser):
     def evaluations(self) -> int:
         return 2 * self.denoiser.evaluations
 
+    @property
+    def coupled(self) -> bool:
+        return self.denoiser.coupled
+
     def check(self, process: Process | None, levels: Level) -> None:
         self.denoiser.check(process, levels)
 

@@ -3,10 +3,58 @@
 if __name__ != "diffsample.solvers":
     raise ImportError("import diffsample.solvers, not solvers")
 
+from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
 from diffsample.solvers.momentum import ghvb, heavy_ball
-from diffsample.solvers.multistep import dpmpp, plms
-from diffsample.solvers.one_step import ddim, ddpm, euler
-from diffsample.solvers.runge_kutta import heun
+from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
+from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
+from diffsample.solvers.pndm import fpndm, spndm
+from diffsample.solvers.restarting import restart
+from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
+from diffsample.solvers.score_sde import ald, ancestral_sampling, euler_maruyama, reverse_diffusion
+from diffsample.solvers.singlestep import dpm_singlestep, dpmpp_2s_ancestral, dpmpp_singlestep, singlestep_orders
+from diffsample.solvers.singlestep_sde import dpmpp_sde, seeds2
+from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
 from diffsample.solvers.tabular import Linear, linear
+from diffsample.solvers.unified import unipc
 
-__all__ = ["Linear", "ddim", "ddpm", "dpmpp", "euler", "ghvb", "heavy_ball", "heun", "linear", "plms"]
+__all__ = [
+    "Linear",
+    "ald",
+    "ancestral_sampling",
+    "consistency_multistep",
+    "ddim",
+    "ddpm",
+    "deis_log_rho",
+    "deis_rho",
+    "deis_t",
+    "dpm2",
+    "dpm_multistep",
+    "dpm_singlestep",
+    "dpmpp",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_singlestep",
+    "euler",
+    "euler_ancestral",
+    "euler_maruyama",
+    "exp_multistep",
+    "flow_heun",
+    "fpndm",
+    "ghvb",
+    "heavy_ball",
+    "heun",
+    "ipndm",
+    "kutta3",
+    "linear",
+    "lms",
+    "plms",
+    "restart",
+    "reverse_diffusion",
+    "rk4",
+    "sa_solver",
+    "sde_dpmpp",
+    "seeds2",
+    "singlestep_orders",
+    "spndm",
+    "unipc",
+]

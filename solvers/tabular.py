@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import Denoiser, Network, Point, Prediction, PyTree, expand
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level
 from diffsample.sampler import View, fold, normal
 from diffsample.struct import pytree
@@ -129,9 +129,7 @@ class Linear:
         at = Point(row.now, row.next, row.index, row.stage, fold(keys, DENOISER_STREAM))
         prediction, memory = self.denoiser(x, at, cond, state.memory)
         registers = state.registers
-        if not isinstance(self.denoiser, Network):
-            # Where a rule decouples eps from x0, the state follows the pair. A network's pair is made from x, and to
-            # rewrite x would cost two copies and a pass over the state in every row.
+        if not self.denoiser.coupled:  # the state follows the pair; where the pair is made from x this is x itself
             x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
             registers = _write(registers, row.register, x)
         kept = expand(row.store[0], x) * prediction.x0 + expand(row.store[1], x) * prediction.eps
@@ -139,7 +137,7 @@ class Linear:
 
 
 def linear(denoiser: Denoiser, tableau: Tableau) -> Linear:
-    """The sampler that drives a denoiser by a tableau.
+    """The sampler that drives a denoiser by a tableau, whose numbers go to the device here.
 
     Args:
         denoiser: a `Network`, a guidance rule, a closed-form model, any `Denoiser`.
@@ -160,10 +158,9 @@ def linear(denoiser: Denoiser, tableau: Tableau) -> Linear:
     if not callable(denoiser) or not hasattr(denoiser, "init"):
         raise TypeError(f"linear(denoiser, tableau) got a {type(denoiser).__name__} as denoiser; wrap a network as "
                         f"Network(apply, params, predicts=...)")  # fmt: skip
-    sampler = Linear(denoiser, tableau)
     if is_concrete(tableau):
-        sampler.check()
-    return sampler
+        Linear(denoiser, tableau).check()
+    return Linear(denoiser, jax.tree.map(jnp.asarray, tableau))
 
 
 def _where(row: Row) -> Where:

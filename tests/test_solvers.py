@@ -233,7 +233,7 @@ def test_a_table_has_only_what_its_method_needs():
     ("build", "message"),
     [
         (lambda g: solvers.ddim(VP, g, eta=1.5), "eta=1.5"),
-        (lambda g: solvers.dpmpp(VP, g, order=4), "orders 1 to 2, got order=4"),
+        (lambda g: solvers.dpmpp(VP, g, order=4), "orders 1 to 3, got order=4"),
         (lambda g: solvers.ghvb(VP, g, beta=0.0), "beta=0.0"),
         (lambda g: solvers.heavy_ball(solvers.ddim(VP, g), 0.5), "use euler"),
         (lambda g: solvers.heavy_ball(solvers.heun(VP, g), 0.5), "one register"),

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from diffsample.denoiser import Network
 from diffsample.nets.classifier import Classifier
 from diffsample.nets.unet import UNet
 
@@ -98,6 +99,16 @@ def load() -> Digits:
         graphdef=_blank(denoiser_net)[0],
         **{name: tree[name] for name in ("mean", "cov", "class_means", "class_covs")},
     )
+
+
+def network() -> Network:
+    """The denoiser as a `Network`: any process, condition int32 [B] with labels 0..9 or `NULL`.
+
+    >>> network().predicts
+    'edm'
+    """
+    digits = load()
+    return Network(apply, digits.params, predicts="edm", sigma_data=digits.sigma_data)
 
 
 @lru_cache(maxsize=2)
