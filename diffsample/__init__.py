@@ -3,6 +3,7 @@
 from diffsample import exact, guidance, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
+from diffsample.certify import Certificate, CertificateError, certificate
 from diffsample.denoiser import (
     AnyProcess,
     Denoiser,
@@ -27,11 +28,14 @@ from diffsample.process import (
 from diffsample.record import Fold, Stack
 from diffsample.sampler import Sampler, View
 from diffsample.sampling import NonFiniteError, diffuse, sample
+from diffsample.stability import StabilityRegion, real_axis_limit, stability_plot, stability_region, steady_tableau
 from diffsample.tableau import Tableau, pad, stack
 
 __version__ = "0.1.0"
 __all__ = [
     "AnyProcess",
+    "Certificate",
+    "CertificateError",
     "Cosine",
     "Denoiser",
     "DiscreteBetas",
@@ -45,6 +49,7 @@ __all__ = [
     "Prediction",
     "Process",
     "Sampler",
+    "StabilityRegion",
     "Stack",
     "SubVP",
     "TableIndex",
@@ -52,6 +57,7 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "View",
+    "certificate",
     "diffuse",
     "exact",
     "from_callable",
@@ -63,8 +69,12 @@ __all__ = [
     "pad",
     "process_time",
     "quarter_log_noise",
+    "real_axis_limit",
     "sample",
     "solvers",
+    "stability_plot",
+    "stability_region",
     "stack",
+    "steady_tableau",
     "times",
 ]

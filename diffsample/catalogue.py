@@ -7,8 +7,16 @@ A row of METHODS is a solver as it is called, and a function (process, times) ->
 measured by `certificate`; only its first line is taken from the docstring.
 """
 
+import argparse
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 from diffsample import solvers
-from diffsample.certify import Solver
+from diffsample.certify import Certificate, certificate
+from diffsample.orders import Solver
+from diffsample.process import FlowMatching, Process, VariancePreserving
 
 METHODS: dict[str, Solver] = {
     "ddim": solvers.ddim,
@@ -21,12 +29,12 @@ METHODS: dict[str, Solver] = {
     "consistency_multistep": solvers.consistency_multistep,
     "heun": solvers.heun,
     "heun(churn=4)": lambda p, g: solvers.heun(p, g, churn=4, churn_max=50),
-    "restart": lambda p, g: solvers.restart(p, g, segments=[(3, 2, 0.14, 0.30)]),
+    "restart": lambda p, g: solvers.restart(p, g, segments=[(2 + g.steps // 4, 2, 0.3, 0.6)]),
     "dpm2": solvers.dpm2,
     "dpm2(eta=1)": lambda p, g: solvers.dpm2(p, g, eta=1),
     "kutta3": solvers.kutta3,
     "rk4": solvers.rk4,
-    "flow_heun": solvers.flow_heun,
+    "flow_heun": lambda p, g: solvers.flow_heun(FlowMatching(), g),
     "plms(order=2)": lambda p, g: solvers.plms(p, g, order=2),
     "plms": solvers.plms,
     "ipndm": solvers.ipndm,
@@ -71,7 +79,80 @@ METHODS: dict[str, Solver] = {
     "sa_solver(tau=0)": lambda p, g: solvers.sa_solver(p, g, tau=0),
     "euler_maruyama": solvers.euler_maruyama,
     "reverse_diffusion": solvers.reverse_diffusion,
-    "reverse_diffusion(corrections=1)": lambda p, g: solvers.reverse_diffusion(p, g, corrections=1),
     "ancestral_sampling": solvers.ancestral_sampling,
     "ald": lambda p, g: solvers.ald(p, g, corrections=5),
 }
+PROCESSES: dict[str, Process] = {"flow_heun": FlowMatching()}  # of methods that know one process only
+BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
+HEAD = ("method", "what it is", "order: measured, declared", "measured from sigma/alpha = 2", "calls a step",
+        "on 10 moves", "registers, slots", "draws noise", "exact on", "reference")  # fmt: skip
+
+
+def certify_method(label: str, compiled: bool = False) -> Certificate:
+    """The certificate of a row of METHODS.
+
+    >>> certify_method("ddim").calls
+    10
+    """
+    process = PROCESSES.get(label, VariancePreserving())
+    return certificate(METHODS[label], process, name=label, compiled=compiled)
+
+
+def methods_table(certificates: Iterable[Certificate] | None = None) -> str:
+    """The README's table in Markdown, one line a certificate named by its row of METHODS; None measures all of them."""
+    rows = [HEAD, ("---",) * len(HEAD)]
+    rows += [table_row(found) for found in certificates or map(certify_method, METHODS)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def table_row(found: Certificate) -> tuple[str, ...]:
+    """The cells of one line."""
+    function, *arguments = found.name.partition("(")
+    what, reference = described(getattr(solvers, function).__doc__)
+    declared = "no claim" if found.declared is None else f"{found.declared}{' in law' * found.stochastic}"
+    return (
+        f"`{function}`{''.join(arguments)}",
+        what,
+        f"{found.order:.2f}, {declared}",
+        "" if found.midway is None else f"{found.midway:.2f}",
+        f"{found.calls_per_step:g}",
+        str(found.calls),
+        f"{found.registers}, {found.slots}",
+        "yes" if found.stochastic else "no",
+        found.exact_on(),
+        reference,
+    )
+
+
+def described(docstring: str) -> tuple[str, str]:
+    """What a method is called in words, and its reference: the two that a docstring of the house has.
+
+    >>> described(solvers.seeds2.__doc__)
+    ('SEEDS-2 in the data form', 'Gonzalez et al. 2023, arXiv 2305.14267')
+    """
+    text = inspect.cleandoc(docstring)
+    what = re.split(r"[:;,.]| in the coordinates", text, maxsplit=1)[0]
+    found = re.search(r"Reference: (.*?)(?=\n\n|$)", text, re.DOTALL)
+    whole = " ".join(found[1].split()) if found else ""
+    return what, re.split(r"(?<=\d\d\d\d\.\d\d\d\d\d)|;|, (?=eq|alg|section|append)", whole, maxsplit=1)[0].rstrip(
+        ",. "
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, or write it between the markers of a file."""
+    parser = argparse.ArgumentParser(prog="python -m diffsample.catalogue", description=methods_table.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, help=f"a file with the markers {BEGIN} and {END}")
+    path = parser.parse_args(arguments).file
+    if path is None:
+        print(methods_table())
+        return
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path} has no block between {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n{methods_table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,10 @@ Every function returns a `matplotlib.figure.Figure` and touches no global state:
 be closed. A notebook shows the figure that a cell ends on; `save` writes it to a file.
 """
 
+import io
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,29 @@ MARKERS = "osD^vPX*"
 
 
 def figure_class() -> type["Figure"]:
-    """matplotlib's `Figure`.
+    """matplotlib's `Figure`, which a notebook shows where a cell ends on it.
 
     Raises:
         ImportError: matplotlib is not installed; says how to get it.
     """
     try:
-        import matplotlib.pyplot  # noqa: F401  (notebooks learn from it to show figures)
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'diffsample[plots]'") from error
-    return Figure
+    return _shown(Figure)
+
+
+@cache
+def _shown(base: type["Figure"]) -> type["Figure"]:
+    """matplotlib teaches notebooks to show figures only where pyplot is in use; these need no teaching."""
+
+    class Picture(base):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    return Picture
 
 
 def image_grid(
@@ -68,9 +82,8 @@ def image_grid(
     thin, columns = max(1, height // 8), n // rows
     gap = height // 2 if single else thin
     tops, lefts = gap + np.arange(rows) * (height + gap), thin + np.arange(columns) * (width + thin)
-    axes = _canvas(
-        columns, rows * (height + gap) / (width + thin), "" if single else max(names, key=len, default=""), title
-    )
+    beside = 0 if single else max(map(len, names), default=0)
+    axes = _canvas(columns, rows * (height + gap) / (width + thin), beside, title)
     axes.imshow(_mosaic(pixels, rows, gap, thin), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     if single:
         for name, (top, left) in zip(names, [(top, left) for top in tops for left in lefts], strict=True):

@@ -8,6 +8,13 @@ from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
 from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
 from diffsample.solvers.pndm import fpndm, spndm
+from diffsample.solvers.predictor_corrector import (
+    PredictorCorrector,
+    annealed_langevin,
+    batch_mean_ratio,
+    per_sample_ratio,
+    predictor_corrector,
+)
 from diffsample.solvers.restarting import restart
 from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
 from diffsample.solvers.score_sde import ald, ancestral_sampling, euler_maruyama, reverse_diffusion

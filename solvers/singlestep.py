@@ -174,17 +174,16 @@ def _singlestep(
 def _step(program: Program, form: Form, s: Level, t: Level, order: int, r1: float | None, r2: float) -> None:
     """One step from register 0, with register 1 as probe; weights are shares of the whole, nodes parts of the gain."""
     process, move = program.grid.process, form.move(s, t)
-    outputs, weights = [program.call(s, t, x0=form.x0, eps=form.eps)], [1.0]
+    first, outputs, weights = r1 or 1 / order, [program.call(s, t, x0=form.x0, eps=form.eps)], [1.0]
     if order > 1:
-        r1 = r1 or 1 / order
-        inner = between(process, s, t, r1)
+        inner = between(process, s, t, first)
         advance(program, form.move(s, inner), weights, outputs, into=1)
         outputs.append(program.call(inner, t, x0=form.x0, eps=form.eps, register=1, stage=1))
-        weights = midpoint(r1)
+        weights = midpoint(first)
     if order > 2:
         inner = between(process, s, t, r2)
         part = form.move(s, inner)
-        advance(program, part, shares(part.z, [0.0, r1 / r2]), outputs, into=1)
+        advance(program, part, shares(part.z, [0.0, first / r2]), outputs, into=1)
         outputs[1] = program.call(inner, t, x0=form.x0, eps=form.eps, register=1, stage=2)
         weights = shares(move.z, [0.0, r2])
     advance(program, move, weights, outputs)

@@ -67,7 +67,7 @@ def sa_solver(
     *,
     predictor: int = 3,
     corrector: int = 4,
-    tau: float | Callable[[Level], float] = 1.0,
+    tau: float | Callable[[Level, Level], float] = 1.0,
     few_steps: bool = False,
 ) -> Tableau:
     """SA-Solver: stochastic Adams predictor and corrector with exact exponential weights, one draw shared by both.
@@ -82,8 +82,8 @@ def sa_solver(
         process, times: as for `ddim`.
         predictor: 1 to 4, outputs used.
         corrector: 0 to 5, outputs used, that at the new state included; 0 is no corrector.
-        tau: strength >= 0 of the noise, or a function of the level that a step leads to; the authors' is
-            `lambda level: float(0.2 <= level.t <= 0.8)`.
+        tau: strength >= 0 of the noise, or a function of the levels that a step leaves and reaches; the authors' is
+            `lambda s, t: float(0.2 <= t.t <= 0.8)`.
         few_steps: the authors' mode for few steps: no noise in the last step, and the rule with a fixed 1/2 wherever
             two outputs are used.
 
@@ -104,7 +104,7 @@ def sa_solver(
 
     def move(s: Level, t: Level) -> Move:
         still = few_steps and t.t == grid.t[-1]
-        return data_move(s, t, 0.0 if still else _strength(tau, t) ** 2)
+        return data_move(s, t, 0.0 if still else _strength(tau, s, t) ** 2)
 
     def weigh(past: Sequence[Level], s: Level, t: Level, used: int) -> list[float]:
         z, found = move(s, t).z, places(past, s, t)[:used]
@@ -120,8 +120,10 @@ def sa_solver(
     return program.tableau("sa_solver", order=min(order, 2) if noisy else order)
 
 
-def _strength(tau: float | Callable[[Level], float], t: Level) -> float:
-    value = tau(t) if callable(tau) else tau
+def _strength(tau: float | Callable[[Level, Level], float], s: Level, t: Level) -> float:
+    value = tau(s, t) if callable(tau) else tau
     if not 0 <= value < inf:
-        raise ValueError(f"tau={value} (at t = {t.t:g}) must be a finite number >= 0; 0 is the ODE, 1 the reverse SDE")
+        raise ValueError(
+            f"tau={value} (from t = {s.t:g} to {t.t:g}) must be a finite number >= 0; 0 is the ODE, 1 the reverse SDE"
+        )
     return value

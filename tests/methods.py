@@ -32,9 +32,9 @@ SOLVERS = {
     "sde-dpmpp": solvers.sde_dpmpp,
     "sa-solver": solvers.sa_solver,
     "dpm2-ancestral": lambda p, g: solvers.dpm2(p, g, eta=1.0),
-    "dpmpp-singlestep": solvers.dpmpp_singlestep,
+    "dpmpp-singlestep": lambda p, g: solvers.dpmpp_singlestep(p, g, r1=0.6),
     "dpmpp-sde": solvers.dpmpp_sde,
-    "seeds2": solvers.seeds2,
+    "seeds2": lambda p, g: solvers.seeds2(p, g, c2=0.3),
     "spndm": solvers.spndm,
     "consistency": solvers.consistency_multistep,
 }
@@ -56,7 +56,7 @@ OTHER = {
     "dpm2-ancestral": lambda p, g: solvers.dpm2(p, g, eta=0.5),
     "dpmpp-singlestep": lambda p, g: solvers.dpmpp_singlestep(p, g, r1=0.8),
     "dpmpp-sde": solvers.seeds2,
-    "seeds2": lambda p, g: solvers.seeds2(p, g, c2=0.3),
+    "seeds2": lambda p, g: solvers.seeds2(p, g, c2=0.4),
 }
 GUIDANCE = {
     "cfg": lambda d, scale: guidance.cfg(d, 2, scale),

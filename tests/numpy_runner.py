@@ -2,6 +2,8 @@
 
 import numpy as np
 
+import diffsample as ds
+
 # Problem P1 of specs/solvers.md, 10.1: DOP853 in log-SNR at tolerance 1e-13, VP from t = 1 to 0.01.
 START = np.linspace(-2, 2, 9)
 REFERENCE = np.array([-1.50468158969, -1.26837427271, -0.974010084416, -0.195109153447, 0.257420320936, 0.536259588252,
@@ -9,20 +11,20 @@ REFERENCE = np.array([-1.50468158969, -1.26837427271, -0.974010084416, -0.195109
 WEIGHTS, MEANS, SPREADS = np.array([0.3, 0.45, 0.25]), np.array([-1.0, 0.3, 1.1]), np.array([0.35, 0.25, 0.4])
 
 
-def run_table(tableau, denoise, x, draws=None):
+def run_table(tableau, denoise, x, draws=None) -> np.ndarray:
     """The table's output from x; denoise(x, level) is the predicted x0, draws[row] the normals of a row."""
     registers, slots = [x] * tableau.registers, [np.zeros_like(x)] * tableau.slots
     for r in range(tableau.rows + 1):
         z = np.zeros_like(x) if draws is None else draws[r]
         parts = [*registers, *slots, z]
         weights = np.concatenate([tableau.A[r], tableau.B[r], tableau.c[r][:, None]], axis=1)
-        registers = [sum(w * part for w, part in zip(row, parts, strict=True)) for row in weights]
+        registers = [sum((w * part for w, part in zip(row, parts, strict=True)), np.zeros_like(x)) for row in weights]
         if r < tableau.rows and tableau.active[r]:
             level = type(tableau.now)(*(field[r] for field in tableau.now))
             x0 = denoise(registers[tableau.register[r]], level)
             eps = (registers[tableau.register[r]] - level.alpha * x0) / level.sigma
             slots[tableau.slot[r]] = tableau.store[r, 0] * x0 + tableau.store[r, 1] * eps
-    return registers[tableau.output]
+    return np.asarray(registers[tableau.output])
 
 
 def mixture_x0(x, level):
@@ -37,3 +39,15 @@ def mixture_x0(x, level):
 def p1_error(tableau):
     """Largest error on problem P1."""
     return np.abs(run_table(tableau, mixture_x0, START) - REFERENCE).max()
+
+
+def coordinate_gap(solver):
+    """Largest difference in x / alpha between VP and VE at the same sigma / alpha, with the same draws."""
+    preserving, exploding = ds.VariancePreserving(), ds.VarianceExploding(0.002, 80.0)
+    levels = np.geomspace(20.0, 0.05, 8)
+    times = preserving.t_from_half_logsnr(-np.log(levels))
+    table, other = solver(preserving, times), solver(exploding, levels)
+    draws = np.random.default_rng(0).standard_normal((table.rows + 1, START.size))
+    ends = preserving.alpha(times[[0, -1]])
+    out = run_table(table, mixture_x0, 20 * START * ends[0], draws) / ends[1]
+    return np.abs(out - run_table(other, mixture_x0, 20 * START, draws)).max()

@@ -37,14 +37,14 @@ def published_integral(time, end, basis):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", METHODS)
 def test_deis_weights_are_the_published_integrals(name, order):
-    times, u = ds.times.quadratic(VP, 6, stop=1e-3, zero=False).t, VARIABLE[name]
-    for part in (times[: order + 1], times[-order - 1 :]):
-        nodes = part[:-1]
+    grid, u = ds.times.quadratic(VP, 6, stop=1e-3, zero=False), VARIABLE[name]
+    for part in (grid[: order + 1], grid[-order - 1 :]):
+        nodes = part.t[:-1]
 
         def basis(v, node, nodes=nodes):
             return np.prod([(u(v) - u(q)) / (u(node) - u(q)) for q in nodes if q != node])
 
-        expected = [published_integral(nodes[-1], part[-1], lambda v, p=p: basis(v, p)) for p in nodes]
+        expected = [published_integral(nodes[-1], part.t[-1], lambda v, p=p: basis(v, p)) for p in nodes]
         table = METHODS[name](VP, part, order=order)
         np.testing.assert_allclose(table.B[-1, 0, table.slot], expected, rtol=1e-8)
 

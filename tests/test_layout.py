@@ -18,7 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 OUTSIDE = ("solvers", "guidance")  # packages that stand at the top and are installed inside diffsample
 FACADE = "diffsample"  # re-exports everything, and nothing inside the package imports names from it
-APPLICATIONS = ("diffsample.__main__", "diffsample.demo", "diffsample.training")  # may use the models
+APPLICATIONS = (  # may use the models
+    "diffsample.__main__",
+    "diffsample.catalogue",
+    "diffsample.certify",
+    "diffsample.contract",
+    "diffsample.demo",
+    "diffsample.orders",
+    "diffsample.training",
+)
 
 
 def name_of(path: Path) -> str:

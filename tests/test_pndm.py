@@ -58,7 +58,7 @@ def short_loop(times, order):
 
 
 def test_methods_are_the_published_loops():
-    times = np.linspace(1.0, 0.05, 11)
+    times = np.linspace(1.0, 0.05, 11).tolist()
     np.testing.assert_allclose(run_table(solvers.fpndm(VP, times), mixture_x0, START), fast_loop(times), atol=1e-11)
     for order in (2, 3, 4):
         out = run_table(solvers.spndm(VP, times, order=order), mixture_x0, START)

@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from numpy_runner import START, mixture_x0, run_table
+from numpy_runner import START, coordinate_gap, mixture_x0, run_table
 
 import diffsample as ds
 from diffsample import solvers
@@ -77,6 +77,10 @@ def test_restart_is_exact_on_a_point_mass(process):
     table = solvers.restart(process, ds.times.karras(process, 7), segments=[(3, 2, 0.3, 1.5)])
     draws = np.random.default_rng(0).standard_normal((table.rows + 1, 9))
     np.testing.assert_allclose(run_table(table, lambda x, level: 0 * x + 0.7, x, draws), 0.7, atol=1e-10)
+
+
+def test_restart_is_the_same_in_all_coordinates():
+    assert coordinate_gap(lambda p, g: solvers.restart(p, g, segments=[(3, 2, 0.3, 1.5)], noise=1.1)) < 1e-10
 
 
 def test_restart_is_of_second_order_in_law():

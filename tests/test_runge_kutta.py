@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from numpy_runner import START, mixture_x0, p1_error, run_table
+from numpy_runner import START, coordinate_gap, mixture_x0, p1_error, run_table
 
 import diffsample as ds
 from diffsample import solvers
@@ -31,6 +31,18 @@ def test_solver_is_exact_on_a_point_mass(name, process):
     x = START * float(process.sigma(process.t_start))
     table = METHODS[name](process, ds.times.karras(process, 7))
     np.testing.assert_allclose(run_table(table, lambda x, level: 0 * x + 0.7, x), 0.7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_the_same_in_all_coordinates(name):
+    assert coordinate_gap(METHODS[name]) < 1e-10
+
+
+def test_noise_is_the_same_in_all_coordinates():
+    assert coordinate_gap(lambda p, g: solvers.dpm2(p, g, eta=0.8)) < 1e-10
+    assert coordinate_gap(lambda p, g: solvers.heun(p, g, churn=2.0, churn_noise=1.1)) < 1e-10
+    assert coordinate_gap(lambda p, g: solvers.euler(p, g, churn=2.0, churn_noise=1.1)) < 1e-10
+    assert coordinate_gap(solvers.consistency_multistep) < 1e-10
 
 
 @pytest.mark.parametrize(("name", "calls"), [("heun", 2), ("dpm2", 2), ("kutta3", 3), ("rk4", 4)])
@@ -72,7 +84,7 @@ def test_flow_heun_is_heun_on_the_velocity():
     def velocity(x, t):
         return (x - mixture_x0(x, Level(t, 1 - t, t))) / t
 
-    times = np.linspace(1.0, 0.1, 8)
+    times = np.linspace(1.0, 0.1, 8).tolist()
     x = START
     for s, t in itertools.pairwise(times):
         left = velocity(x, s)
@@ -83,9 +95,11 @@ def test_flow_heun_is_heun_on_the_velocity():
 
 
 def test_flow_heun_is_of_second_order():
-    exact = run_table(solvers.flow_heun(FLOW, np.linspace(1.0, 0.1, 1025)), mixture_x0, START)
+    exact = run_table(solvers.flow_heun(FLOW, np.linspace(1.0, 0.1, 1025).tolist()), mixture_x0, START)
     errors = [
-        np.abs(run_table(solvers.flow_heun(FLOW, np.linspace(1.0, 0.1, n + 1)), mixture_x0, START) - exact).max()
+        np.abs(
+            run_table(solvers.flow_heun(FLOW, np.linspace(1.0, 0.1, n + 1).tolist()), mixture_x0, START) - exact
+        ).max()
         for n in (32, 64)
     ]
     assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.1

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from numpy_runner import START, mixture_x0, p1_error, run_table
+from numpy_runner import START, coordinate_gap, mixture_x0, p1_error, run_table
 
 import diffsample as ds
 from diffsample import solvers
@@ -55,6 +55,11 @@ def test_solver_is_exact_on_a_point_mass(name, process):
     table = ALL[name](process, ds.times.karras(process, 7))
     draws = np.random.default_rng(0).standard_normal((table.rows + 1, 9))
     np.testing.assert_allclose(run_table(table, lambda x, level: 0 * x + 0.7, x, draws), 0.7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("dpmpp-3-1", "dpmpp-3-2")])
+def test_methods_are_the_same_in_all_coordinates(name):
+    assert coordinate_gap(ALL[name]) < 1e-10
 
 
 def test_third_order_is_exact_where_the_output_is_linear_in_half_logsnr():
@@ -183,7 +188,7 @@ def test_seeds_draws_the_noise_of_the_reverse_sde():
 
     end = run_table(table, x0, rng.standard_normal(100_000) * 10, draws)
     middle = 10 * 0.2**0.3
-    covariance = np.cov([seen[0], seen[1], end])
+    covariance = np.cov(np.stack([seen[0], seen[1], end]))
     # the reversed chain of x_t = x0 + t eps has cov(x_s, x_t) = min(s, t)^2
     expected = np.minimum.outer([10.0, middle, 2.0], [10.0, middle, 2.0]) ** 2
     error = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / 100_000)

@@ -24,7 +24,7 @@ METHODS = {
     "sa33": lambda p, g: solvers.sa_solver(p, g, corrector=3),
     "sa34": solvers.sa_solver,
     "sa33-few": lambda p, g: solvers.sa_solver(p, g, corrector=3, few_steps=True),
-    "sa33-tau": lambda p, g: solvers.sa_solver(p, g, corrector=3, tau=lambda level: float(level.t < 5.0)),
+    "sa33-tau": lambda p, g: solvers.sa_solver(p, g, corrector=3, tau=lambda s, t: float(t.t < 5.0)),
 }
 WEAK = {  # |variance / 0.26 - 1| for N = 16, 32, ..., 512 (specs/solvers.md, 10.4)
     "1": (2.320e-1, 1.264e-1, 6.610e-2, 3.381e-2, 1.710e-2, 8.599e-3),
@@ -81,10 +81,10 @@ def test_mean_is_exact_where_x0_is_a_polynomial(order, tau):
     np.testing.assert_allclose(after, carry * before + grid.alpha[-1] * integral, atol=1e-12)
 
 
-def sa_loop(grid, draws, tau):
-    """SA-Solver with a predictor of two outputs and a corrector of three, written step by step with numerical integrals."""
+def sa_loop(grid, draws, tau, predictor, corrector):
+    """SA-Solver step by step, with numerical integrals."""
     lam, alpha, sigma = grid.half_logsnr, grid.alpha, grid.sigma
-    rate, x, found = 1 + tau**2, START, []
+    rate, x, predicted, found = 1 + tau**2, START, START, []
 
     def move(x, i, nodes, outputs, z):
         """From level i to i + 1: the integral of the polynomial through the outputs at the nodes, and noise."""
@@ -100,24 +100,25 @@ def sa_loop(grid, draws, tau):
             x = x + alpha[i + 1] * quad(integrand, lam[i], lam[i + 1], epsabs=1e-14)[0] * output
         return x
 
-    found = [mixture_x0(x, ds.Level(None, alpha[0], sigma[0]))]
     for i in range(grid.steps):
-        nodes = range(i, max(i - 2, -1), -1)
+        found.append(mixture_x0(predicted, ds.Level(None, alpha[i], sigma[i])))
+        if i:
+            nodes = range(i, max(i - corrector, -1), -1)
+            x = move(x, i - 1, nodes, [found[j] for j in nodes], draws[i])
+        nodes = range(i, max(i - predictor, -1), -1)
         predicted = move(x, i, nodes, [found[j] for j in nodes], draws[i + 1])
-        if i == grid.steps - 1:
-            return predicted
-        found.append(mixture_x0(predicted, ds.Level(None, alpha[i + 1], sigma[i + 1])))
-        x = move(x, i, [i + 1, *nodes], [found[j] for j in (i + 1, *nodes)], draws[i + 1])
+    return predicted
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0])
-def test_predictor_and_corrector_share_the_noise(tau):
+@pytest.mark.parametrize(("tau", "predictor", "corrector"), [(0.5, 2, 3), (1.0, 3, 3), (1.0, 1, 3)])
+def test_predictor_and_corrector_share_the_noise(tau, predictor, corrector):
     grid = ds.times.karras(VP, 6, stop=0.05, zero=False)
     draws = np.random.default_rng(3).normal(size=(grid.steps + 1, *START.shape))
-    table = solvers.sa_solver(VP, grid, predictor=2, corrector=3, tau=tau)
+    table = solvers.sa_solver(VP, grid, predictor=predictor, corrector=corrector, tau=tau)
     scale = np.abs(table.c[1:]).sum(1) / np.abs(table.c[1:, 0])  # a draw enters both registers alike
     np.testing.assert_allclose(scale, 2.0)
-    np.testing.assert_allclose(run_table(table, mixture_x0, START, draws), sa_loop(grid, draws, tau), atol=1e-10)
+    expected = sa_loop(grid, draws, tau, predictor, corrector)
+    np.testing.assert_allclose(run_table(table, mixture_x0, START, draws), expected, atol=1e-10)
 
 
 def test_stochastic_methods_contain_their_relatives():
@@ -142,7 +143,7 @@ def test_stochastic_methods_contain_their_relatives():
 
 def test_tau_may_depend_on_the_level():
     grid = ds.times.uniform(VP, 10, stop=0.001)
-    table = solvers.sa_solver(VP, grid, tau=lambda level: float(0.2 <= level.t <= 0.8))
+    table = solvers.sa_solver(VP, grid, tau=lambda s, t: float(0.2 <= t.t <= 0.8))
     drawing = np.abs(table.c).sum(1)[1:] > 0
     np.testing.assert_array_equal(drawing, (grid.t[1:] >= 0.2) & (grid.t[1:] <= 0.8))
     still = solvers.sa_solver(VP, ds.times.uniform(VP, 10, zero=False), few_steps=True)
@@ -188,7 +189,7 @@ def test_sampled_moments_agree_with_propagated_ones():
         (lambda g: solvers.sa_solver(VP, g, predictor=0), "predictor has orders 1 to 4, got order=0"),
         (lambda g: solvers.sa_solver(VP, g, corrector=6), "corrector=6"),
         (lambda g: solvers.sa_solver(VP, g, tau=float("inf")), "tau=inf"),
-        (lambda g: solvers.sa_solver(VP, g, tau=lambda level: level.t - 0.5), r"tau=-0\.\d+ \(at t = 0\.\d+\)"),
+        (lambda g: solvers.sa_solver(VP, g, tau=lambda s, t: s.t - 0.5), r"tau=-0\.\d+ \(from t = 0\.\d+ to 0"),
     ],
 )
 def test_bad_stochastic_arguments_are_named(build, message):

@@ -59,6 +59,27 @@ def test_bh1_differs_only_where_two_outputs_are_used(options):
         assert np.abs(first.B[2] - second.B[2]).max() > 1e-3
 
 
+LN2 = np.log(2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "predictor", "corrector"),
+    [
+        ({}, (0.75, -0.25), (0.125, 0.125)),
+        ({"bh1": True}, (0.5 + LN2 / 2, -LN2 / 2), (LN2 / 4, 0.25 - LN2 / 4)),
+        ({"noise_form": True}, (-1.5, 0.5), (-1.0, -1.0)),
+        ({"noise_form": True, "bh1": True}, (-1.0 - LN2 / 2, LN2 / 2), (-LN2, LN2 - 2.0)),
+    ],
+)
+def test_fixed_half_on_two_equal_steps_by_hand(options, predictor, corrector):
+    """Levels 4, 2, 1 of VE: h = ln 2, exp(-h) = 1/2; the closing row's weights on the newer and the older output."""
+    process = ds.VarianceExploding()
+    table = solvers.unipc(process, [4.0, 2.0, 1.0], corrector=False, **options)
+    np.testing.assert_allclose(table.B[2, 0, table.slot[::-1]], predictor, atol=1e-14)
+    table = solvers.unipc(process, [4.0, 2.0, 1.0], order=1, **options)  # register 1: 4 -> 2 corrected, carried to 1
+    np.testing.assert_allclose(table.B[2, 1, table.slot[::-1]], corrector, atol=1e-14)
+
+
 def test_unipc_contains_its_relatives():
     grid = ds.times.karras(VP, 9, stop=0.02)
 

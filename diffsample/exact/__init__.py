@@ -7,6 +7,7 @@
 from diffsample.exact.conditional import ClassMixture, Switch
 from diffsample.exact.covariance import Covariance
 from diffsample.exact.gaussian import Gaussian, PointMass
+from diffsample.exact.host import run_on_host
 from diffsample.exact.mixture import Mixture
 from diffsample.exact.moments import Moments, output_moments
 
@@ -19,4 +20,5 @@ __all__ = [
     "PointMass",
     "Switch",
     "output_moments",
+    "run_on_host",
 ]

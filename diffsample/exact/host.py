@@ -1,4 +1,4 @@
-"""Tables evaluated in NumPy float64, without a compilation: orders and identities are measured in milliseconds."""
+"""Tables evaluated in NumPy float64, nothing compiled: orders and identities are measured in milliseconds."""
 
 from collections.abc import Callable
 
