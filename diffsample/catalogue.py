@@ -24,12 +24,14 @@ METHODS: dict[str, Solver] = {
     "ddpm": solvers.ddpm,
     "ddpm(large=True)": lambda p, g: solvers.ddpm(p, g, large=True),
     "euler": solvers.euler,
-    "euler(churn=4)": lambda p, g: solvers.euler(p, g, churn=4, churn_max=50),
+    "euler(churn=4, churn_max=50)": lambda p, g: solvers.euler(p, g, churn=4, churn_max=50),
     "euler_ancestral": solvers.euler_ancestral,
     "consistency_multistep": solvers.consistency_multistep,
     "heun": solvers.heun,
-    "heun(churn=4)": lambda p, g: solvers.heun(p, g, churn=4, churn_max=50),
-    "restart": lambda p, g: solvers.restart(p, g, segments=[(2 + g.steps // 4, 2, 0.3, 0.6)]),
+    "heun(churn=4, churn_max=50)": lambda p, g: solvers.heun(p, g, churn=4, churn_max=50),
+    "restart(segments=[(2 + steps // 4, 2, 0.3, 0.6)])": lambda p, g: solvers.restart(
+        p, g, segments=[(2 + g.steps // 4, 2, 0.3, 0.6)]
+    ),
     "dpm2": solvers.dpm2,
     "dpm2(eta=1)": lambda p, g: solvers.dpm2(p, g, eta=1),
     "kutta3": solvers.kutta3,
@@ -80,7 +82,7 @@ METHODS: dict[str, Solver] = {
     "euler_maruyama": solvers.euler_maruyama,
     "reverse_diffusion": solvers.reverse_diffusion,
     "ancestral_sampling": solvers.ancestral_sampling,
-    "ald": lambda p, g: solvers.ald(p, g, corrections=5),
+    "ald(corrections=5)": lambda p, g: solvers.ald(p, g, corrections=5),
 }
 PROCESSES: dict[str, Process] = {"flow_heun": FlowMatching()}  # of methods that know one process only
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"

@@ -123,8 +123,8 @@ def log_likelihood(
 
     >>> import jax.numpy as jnp, diffsample as ds
     >>> law, process = ds.exact.Gaussian(0.0, 1.0), ds.VariancePreserving()
-    >>> print(log_likelihood(jax.random.key(0), law, process, jnp.zeros((1, 2))).log_prob.round(2))
-    [-1.84]
+    >>> round(float(log_likelihood(jax.random.key(0), law, process, jnp.zeros((1, 2))).log_prob[0]), 2)
+    -1.84
     """
     t_min, t_max = process.t_min if t_min is None else t_min, process.t_start if t_max is None else t_max
     if not t_min < t_max:
@@ -161,7 +161,7 @@ def _solve(denoiser, process, x, cond, keys, ends, scales, probes, count, option
     prior = -0.5 * square - d * (0.5 * math.log(2 * math.pi) + math.log(end_sigma))
     log_prob = prior - integral + d * (math.log(end_alpha) - math.log(start_alpha))
     ok &= jnp.isfinite(log_prob)
-    calls = network_calls(solver, controller, steps, ode=True)
+    calls = network_calls(solver, steps, ode=True)
     return LogLikelihood(jnp.where(ok, log_prob, jnp.nan).astype(x.dtype), latent.astype(x.dtype), steps, calls, ok)
 
 

@@ -107,15 +107,14 @@ def check(denoiser: Denoiser, process: Process, x: Array, *times: float) -> tupl
     return half_logsnr
 
 
-def network_calls(solver: Any, controller: Any, steps: Array, ode: bool) -> Array:
+def network_calls(solver: Any, steps: Array, ode: bool) -> Array:
     """Denoiser calls of a solve of so many steps, rejected ones included; -1 for a solver that is not explicit."""
     chosen = getattr(solver, "solver", solver)  # HalfSolver makes three steps in one
     each = _calls_a_step(chosen, ode)
     if each is None:
         return jnp.full_like(steps, -1)
     stages, begin = each
-    start = 2 if ode and isinstance(controller, diffrax.PIDController) else 0  # choice of the first step
-    return start + begin + steps * stages * (3 if chosen is not solver else 1)
+    return begin + steps * stages * (3 if chosen is not solver else 1)
 
 
 def _calls_a_step(solver: Any, ode: bool) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 if __name__ != "diffsample.solvers":
     raise ImportError("import diffsample.solvers, not solvers")
 
+from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
 from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
 from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms

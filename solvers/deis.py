@@ -76,8 +76,8 @@ def deis_rho(process: Process, times: Grid | Sequence[float], *, order: int = 3)
 def deis_log_rho(process: Process, times: Grid | Sequence[float], *, order: int = 3) -> Tableau:
     """DEIS log-rho: the polynomial in log rho = -half_logsnr, integrated in closed form; diffusers' "logrho".
 
-    The same table as `exp_multistep` in the noise form. Order `order` given exact history; one call a step; a last step
-    into sigma = 0 is first order.
+    The same table as `exp_multistep` in the noise form, remarks on the start included. Order `order` given exact
+    history; one call a step; a last step into sigma = 0 is first order.
 
     Args:
         process, times: as for `ddim`, but alpha > 0 at the start.
@@ -93,4 +93,4 @@ def deis_log_rho(process: Process, times: Grid | Sequence[float], *, order: int 
     3
     """
     check_order(order, 4, "deis_log_rho")
-    return explicit(as_grid(process, times), NOISE, order, exact(NOISE)).tableau("deis_log_rho", order=order)
+    return explicit(as_grid(process, times), NOISE, order, exact(NOISE)).tableau("deis_log_rho", order=min(order, 3))

@@ -94,9 +94,9 @@ def exp_multistep(
     Order `order` on any grid given exact history; exact in one step where the output is a polynomial in log-SNR of
     degree below it. One call a step. Equal to UniPC's predictor and SA-Solver's at order 3, and in the noise form to
     DEIS in log-rho. The usual start with steps of order 1, 2, ... lets an error of order 2 in. It is small where
-    sampling starts from almost pure noise, so that the declared order is measured there at usual numbers of steps, and
-    rules elsewhere. singlestep_start=True removes it, for order - 2 calls more: the first step is a Runge-Kutta step of
-    order - 1 stages, the last of which is remembered.
+    sampling starts from almost pure noise, where orders up to 3 are measured, and rules elsewhere.
+    singlestep_start=True removes it, for order - 2 calls more: the first step is a Runge-Kutta step of order - 1
+    stages, the last of which is remembered.
 
     Args:
         process, times: as for `ddim`; alpha > 0 at the start if noise_form or singlestep_start.
@@ -118,7 +118,7 @@ def exp_multistep(
     form = NOISE if noise_form else DATA
     stages = max(order - 2, 0) if singlestep_start else 0
     program = explicit(as_grid(process, times), form, order, exact(form), stages)
-    return program.tableau("exp_multistep", order=order)
+    return program.tableau("exp_multistep", order=order if singlestep_start else min(order, 3))
 
 
 def plms(process: Process, times: Grid | Sequence[float], *, order: int = 4) -> Tableau:
@@ -172,8 +172,9 @@ def lms(process: Process, times: Grid | Sequence[float], *, order: int = 4) -> T
     """LMS: Adams-Bashforth on dx/dsigma = eps in x / alpha, sigma / alpha, with the coefficients of the actual grid.
 
     The integrals of the interpolating polynomial are exact (Gauss-Legendre), so that order k is true given exact
-    history, which `plms` is on uniform grids only. One call a step; starts at order 1, 2, ...; exact where eps is
-    constant along the path. A last step into sigma = 0 keeps its order, since nothing is singular in these coordinates.
+    history, which `plms` is on uniform grids only. One call a step; starts at order 1, 2, ..., which lets an error of
+    order 2 in: up to order 4 it hides from almost pure noise, see `exp_multistep`. Exact where eps is constant along
+    the path. A last step into sigma = 0 keeps its order, since nothing is singular in these coordinates.
 
     Args:
         process, times: as for `ddim`, but alpha > 0 at the start.
@@ -196,7 +197,7 @@ def lms(process: Process, times: Grid | Sequence[float], *, order: int = 4) -> T
         points = start + (end - start) * (roots + 1) / 2
         return lagrange_averages([rescaled_noise(level) for level in past], points, weights)
 
-    return explicit(as_grid(process, times), NOISE, order, weigh).tableau("lms", order=order)
+    return explicit(as_grid(process, times), NOISE, order, weigh).tableau("lms", order=min(order, 4))
 
 
 def lagrange_averages(nodes: Sequence[float], points: np.ndarray, weights: np.ndarray) -> list[float]:

@@ -61,7 +61,7 @@ def spndm(process: Process, times: Grid | Sequence[float], *, order: int = 2) ->
     Raises:
         ValueError: another order; a start at alpha = 0.
 
-    Reference: Liu et al. 2022, arXiv 2202.09778, appendix A.4 (S-PNDM).
+    Reference: Liu et al. 2022, arXiv 2202.09778, section 3 (S-PNDM).
 
     >>> import diffsample as ds
     >>> process = ds.VariancePreserving()

@@ -47,7 +47,7 @@ def restart(
         ValueError: points < 2, repeats < 0, high not above its grid point or beyond the process, no noisy grid point
             to start from, negative noise.
 
-    Reference: Xu et al. 2023, arXiv 2306.14878, algorithm 2.
+    Reference: Xu et al. 2023, arXiv 2306.14878, section 3.
 
     >>> import diffsample as ds
     >>> process = ds.VarianceExploding()

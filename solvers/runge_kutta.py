@@ -153,7 +153,7 @@ def kutta3(process: Process, times: Grid | Sequence[float]) -> Tableau:
     Raises:
         ValueError: a start at alpha = 0.
 
-    Reference: Zhang & Chen 2023, arXiv 2204.13902, section 3.3 (rho-RK).
+    Reference: Zhang & Chen 2023, arXiv 2204.13902 (rho-RK).
 
     >>> import diffsample as ds
     >>> ds.solvers.kutta3(ds.VarianceExploding(), [10.0, 1.0, 0.0]).calls
@@ -174,7 +174,7 @@ def rk4(process: Process, times: Grid | Sequence[float]) -> Tableau:
     Raises:
         ValueError: a start at alpha = 0.
 
-    Reference: Zhang & Chen 2023, arXiv 2204.13902, section 3.3 (rho-RK).
+    Reference: Zhang & Chen 2023, arXiv 2204.13902 (rho-RK).
 
     >>> import diffsample as ds
     >>> ds.solvers.rk4(ds.VarianceExploding(), [10.0, 1.0, 0.0]).calls

@@ -54,7 +54,7 @@ def euler_maruyama(
         TypeError: another process.
         ValueError: a step that is not positive, negative corrections or snr, a VE grid that ends at 0 without a step.
 
-    Reference: Song et al. 2021, arXiv 2011.13456, appendix E and G; score_sde (software).
+    Reference: Song et al. 2021, arXiv 2011.13456, section 4.1; score_sde (software), EulerMaruyamaPredictor.
 
     >>> import diffsample as ds
     >>> process = ds.VariancePreserving()
@@ -105,7 +105,7 @@ def reverse_diffusion(
     Raises:
         ValueError: negative corrections or snr.
 
-    Reference: Song et al. 2021, arXiv 2011.13456, eq. 46 and algorithms 2 and 3.
+    Reference: Song et al. 2021, arXiv 2011.13456, appendix E and algorithms 2 and 3.
 
     >>> import diffsample as ds
     >>> process = ds.VarianceExploding(0.01, 50.0)

@@ -65,7 +65,7 @@ def dpmpp_singlestep(
     Raises:
         ValueError: as for `dpm_singlestep`.
 
-    Reference: Lu et al. 2022, arXiv 2211.01095, algorithm 1; order 3: eq. 10 with n = 3.
+    Reference: Lu et al. 2022, arXiv 2211.01095, algorithm 1 (order 2); order 3 as in the authors' code.
 
     >>> import diffsample as ds
     >>> process = ds.VariancePreserving()
@@ -88,7 +88,7 @@ def singlestep_orders(calls: int, order: int) -> list[int]:
     Raises:
         ValueError: calls < 1, or another order.
 
-    Reference: Lu et al. 2022, arXiv 2206.00927, section 4.2 and appendix D.
+    Reference: Lu et al. 2022, arXiv 2206.00927, section 3.4 (DPM-Solver-fast).
 
     >>> import diffsample as ds
     >>> ds.solvers.singlestep_orders(9, 3)

@@ -64,7 +64,7 @@ def seeds2(process: Process, times: Grid | Sequence[float], *, c2: float = 1 / 2
     Raises:
         ValueError: c2 outside (0, 1]; a start at alpha = 0.
 
-    Reference: Gonzalez et al. 2023, arXiv 2305.14267, algorithm 2 (noises corrected).
+    Reference: Gonzalez et al. 2023, arXiv 2305.14267 (SEEDS-2, its noises corrected).
 
     >>> import diffsample as ds
     >>> ds.solvers.seeds2(ds.VarianceExploding(), [10.0, 1.0, 0.0], c2=0.3).calls

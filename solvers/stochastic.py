@@ -74,16 +74,16 @@ def sa_solver(
 
     x_t = exp(-tau^2 h) (sigma_t / sigma_s) x_s + alpha_t sum_j w_j D_j + sigma_t sqrt(1 - exp(-2 tau^2 h)) z. One call
     a step (PEC). On the ODE (tau = 0) the order is the corrector's count, at most predictor + 1 (the predictor's count
-    without a corrector); with noise the weak order is that, at most 2. Exact on a point mass. tau = 0 with
-    corrector = predictor + 1 is `unipc` without its fixed 1/2. The last step is not corrected; into sigma = 0 it is
-    first order. Any start and end.
+    without a corrector, at most 3), from almost pure noise; with noise the weak order is that, at most 2. Exact on a
+    point mass. tau = 0 with corrector = predictor + 1 is `unipc` without its fixed 1/2. The last step is not corrected;
+    into sigma = 0 it is first order. Any start and end.
 
     Args:
         process, times: as for `ddim`.
         predictor: 1 to 4, outputs used.
         corrector: 0 to 5, outputs used, that at the new state included; 0 is no corrector.
-        tau: strength >= 0 of the noise, or a function of the levels that a step leaves and reaches; the authors' is
-            `lambda s, t: float(0.2 <= t.t <= 0.8)`.
+        tau: strength >= 0 of the noise, or a function of the levels that a step leaves and reaches; the authors' is 1
+            on times 0.2 to 0.8, `lambda s, t: float(0.2 <= t.t <= 0.8)` (diffusers asks s.t).
         few_steps: the authors' mode for few steps: no noise in the last step, and the rule with a fixed 1/2 wherever
             two outputs are used.
 
@@ -116,7 +116,7 @@ def sa_solver(
     else:
         program = corrected(grid, form, max(predictor, corrector - 1), predict, correct)
     noisy = any(move(s, t).up for s, t in program.moves())
-    order = min(corrector, predictor + 1) if corrector else predictor
+    order = min(corrector, predictor + 1) if corrector else min(predictor, 3)
     return program.tableau("sa_solver", order=min(order, 2) if noisy else order)
 
 

@@ -31,10 +31,10 @@ def unipc(
 
     x_t = (sigma_t / sigma_s) x_s + alpha_t sum_j w_j D_j, w on the last `order` outputs; the call at x_t, which the
     next step needs anyway, then recomputes x_t with that output as one point more. One call a step, two registers.
-    Order `order` + 1, and `order` without the corrector (UniP). The first step, an Euler step corrected by the
-    trapezoidal rule, caps this at 3 (UniP at 2) except where sampling starts from almost pure noise. Exact where the
-    output is constant along the path. The last step is not corrected; into sigma = 0 it is first order. In the data
-    form any start and end, alpha = 0 and sigma = 0 included.
+    Order `order` + 1, and `order` up to 3 without the corrector (UniP), from almost pure noise; elsewhere the first
+    step, an Euler step corrected by the trapezoidal rule, caps it at 3 (UniP at 2). Exact where the output is constant
+    along the path. The last step is not corrected; into sigma = 0 it is first order. In the data form any start and
+    end, alpha = 0 and sigma = 0 included.
 
     Args:
         process, times: as for `ddim`; alpha > 0 at the start if noise_form.
@@ -62,5 +62,5 @@ def unipc(
         return midpoint(found, bh1_scale(z) if bh1 else 1.0) if len(found) == 2 else shares(z, found)
 
     if not corrector:
-        return explicit(grid, form, order, weigh).tableau("unip", order=order)
+        return explicit(grid, form, order, weigh).tableau("unip", order=min(order, 3))
     return corrected(grid, form, order, predict=weigh, correct=weigh).tableau("unipc", order=order + 1)

@@ -9,6 +9,7 @@ from scipy.integrate import quad
 
 import diffsample as ds
 from diffsample import solvers
+from diffsample.orders import measured_order
 from diffsample.solvers.exponential import phi, shares
 
 VP, VE, FLOW = ds.VariancePreserving(), ds.VarianceExploding(), ds.FlowMatching()
@@ -79,6 +80,20 @@ def test_high_order_from_any_start_needs_the_singlestep_start(name, order):
         table = METHODS[name](VP, ds.times.uniform_logsnr(VP, steps, start=0.4, stop=0.01, zero=False))
         errors.append(np.abs(run_table(table, mixture_x0, START) - FROM_MIDDLE).max())
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.1
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lambda p, g: solvers.exp_multistep(p, g, order=4),
+        lambda p, g: solvers.deis_log_rho(p, g, order=4),
+        lambda p, g: solvers.lms(p, g, order=5),
+        lambda p, g: solvers.unipc(p, g, order=4, corrector=False),
+        lambda p, g: solvers.sa_solver(p, g, predictor=4, corrector=0, tau=0.0),
+    ],
+)
+def test_order_that_the_usual_start_leaves_of_a_high_one(solver):
+    assert abs(measured_order(solver, VP) - solver(VP, [1.0, 0.5, 0.1]).about.order) < 0.25
 
 
 def data_polynomial(degree):

@@ -86,11 +86,9 @@ def load() -> Digits:
 
     with resources.as_file(resources.files("diffsample.nets") / "weights" / "digits") as path:
         tree = checkpoint.restore(path)
+    filled = _filled(denoiser_net, tree["denoiser"]), _filled(classifier_net, tree["classifier"])
     with jax.ensure_compile_time_eval():  # the cache must hold arrays even where the first call is inside a trace
-        params, judge = (
-            jax.tree.map(jnp.asarray, _filled(build, tree[name]))
-            for build, name in ((denoiser_net, "denoiser"), (classifier_net, "classifier"))
-        )
+        params, judge = jax.tree.map(jnp.asarray, filled)
     return Digits(
         params=params,
         classifier=jax.tree_util.Partial(jax.jit(classify), judge),
