@@ -1,13 +1,13 @@
 """Two branches of one denoiser, conditional and unconditional, in one network call or in sequence."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
-from diffsample.process import Level
+from diffsample.process import Level, Process
 
 
 class Branches(NamedTuple):
@@ -15,6 +15,26 @@ class Branches(NamedTuple):
 
     cond: Prediction
     null: Prediction
+
+
+class TwoBranches(Denoiser, Protocol):
+    """What every rule over a conditional and an unconditional branch of one denoiser says of itself."""
+
+    denoiser: Denoiser
+
+    @property
+    def evaluations(self) -> int:
+        """Two calls of the guided denoiser."""
+        return 2 * self.denoiser.evaluations
+
+    @property
+    def coupled(self) -> bool:
+        """Affine rules and rules on x0 keep x = alpha x0 + sigma eps if the guided denoiser does."""
+        return self.denoiser.coupled
+
+    def check(self, process: Process | None, levels: Level) -> None:
+        """What the guided denoiser refuses."""
+        self.denoiser.check(process, levels)
 
 
 def null_like(null: PyTree, cond: PyTree) -> PyTree:

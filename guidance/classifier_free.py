@@ -6,30 +6,18 @@ import jax
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
-from diffsample.guidance.branches import Branches, both
-from diffsample.process import Level, Process
+from diffsample.guidance.branches import Branches, TwoBranches, both
 from diffsample.struct import pytree, static
 
 
 @pytree
-class ClassifierFree(Denoiser):
+class ClassifierFree(TwoBranches):
     """D_c + (scale - 1)(D_c - D_u); see `cfg`."""
 
     denoiser: Denoiser
     null: PyTree
     scale: Any
     batched: bool = static(default=True)
-
-    @property
-    def evaluations(self) -> int:
-        return 2 * self.denoiser.evaluations
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
 
     def init(self, x: Array) -> Branches:
         return Branches(self.denoiser.init(x), self.denoiser.init(x))

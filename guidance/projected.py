@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
-from diffsample.guidance.branches import Branches, both
-from diffsample.process import Level, Process
+from diffsample.guidance.branches import Branches, TwoBranches, both
 from diffsample.struct import pytree, static
 
 
@@ -17,7 +16,7 @@ class ProjectedState(NamedTuple):
 
 
 @pytree
-class AdaptiveProjected(Denoiser):
+class AdaptiveProjected(TwoBranches):
     """CFG whose difference is averaged, clipped and freed of its part along the image; see `apg`."""
 
     denoiser: Denoiser
@@ -27,17 +26,6 @@ class AdaptiveProjected(Denoiser):
     momentum: Any = None
     eta: Any = 0.0
     batched: bool = static(default=True)
-
-    @property
-    def evaluations(self) -> int:
-        return 2 * self.denoiser.evaluations
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
 
     def init(self, x: Array) -> ProjectedState:
         average = None if self.momentum is None else jnp.zeros_like(x)
