@@ -117,7 +117,7 @@ def log_likelihood(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory; times outside the process, or of infinite log-SNR; t_min >= t_max.
+        TypeError, ValueError: a denoiser with memory; times outside the process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, eq. 39 and 40; Grathwohl et al. 2019, arXiv 1810.01367.
 
@@ -171,7 +171,7 @@ class Flow(equinox.Module):
     drift: Drift
     probes: Array  # [K, ...]
 
-    def __call__(self, half_logsnr: Array, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+    def __call__(self, half_logsnr: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
         y, _ = state
         eps, push = jax.linearize(lambda y: self.drift.eps(half_logsnr, y), y)
         trace = jax.vmap(lambda probe: jnp.sum(probe * push(probe)))(self.probes).mean()
@@ -182,7 +182,8 @@ class Flow(equinox.Module):
 def bits_per_dim(log_prob: Array, dims: int, *, low: float = -1.0, high: float = 1.0, levels: int = 256) -> Array:
     """-log p / (d ln 2) + log2(levels / (high - low)): bits per dimension of dequantised data.
 
-    The offset is 7 for 256 values laid in [-1, 1], and 8 in [0, 1]. It upper-bounds the code length of the discrete data.
+    The offset is 7 for 256 values laid in [-1, 1], and 8 in [0, 1]. It bounds the code length of the discrete data
+    from above.
 
     Args:
         log_prob: [B] nats. dims: numbers in one datum. low, high: range of the data. levels: values that they take.

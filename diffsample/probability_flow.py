@@ -7,9 +7,9 @@ eps prediction
     dy/dl = s^2 y - s eps                                    the ODE
     dy = (s^2 y - (1 + tau^2) s eps) dl + tau sqrt(2) s dW   the SDE that runs towards data, of the same marginals
 
-from Song et al. 2021 (arXiv 2011.13456, eq. 6 and 13), Zhang & Chen 2023 (arXiv 2204.13902, eq. 6) by a change of time.
-The noise is additive. Every sample is solved by itself, under `vmap`, so that its steps, its noise and its result do not
-depend on the batch.
+from Song et al. 2021 (arXiv 2011.13456, eq. 6 and 13) and Zhang & Chen 2023 (arXiv 2204.13902, eq. 6), by a change of
+time. The noise is additive. Every sample is solved by itself, under `vmap`, so that its steps and its noise do not
+depend on its batch.
 """
 
 from typing import Any
@@ -119,9 +119,10 @@ def network_calls(solver: Any, steps: Array, ode: bool) -> Array:
 
 def _calls_a_step(solver: Any, ode: bool) -> tuple[int, int] | None:
     """Calls of one step, and calls of a start, where the last stage of a step is the first of the next."""
-    if isinstance(solver, diffrax.AbstractERK):
-        fsal = ode and solver.tableau.fsal
-        return solver.tableau.num_stages - fsal, int(fsal)
+    tableau = getattr(solver, "tableau", None)
+    if isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau):
+        fsal = ode and tableau.fsal
+        return tableau.num_stages - fsal, int(fsal)
     if isinstance(solver, diffrax.AbstractSRK):
-        return solver.tableau.num_stages, 0
+        return len(solver.tableau.b_sol), 0
     return (1, 0) if type(solver) is diffrax.Euler else None

@@ -5,5 +5,15 @@ if __name__ != "diffsample.guidance":
 
 from diffsample.guidance.classifier_free import ClassifierFree, cfg
 from diffsample.guidance.projected import AdaptiveProjected, apg
+from diffsample.guidance.thresholding import Clipped, DynamicallyThresholded, clip, dynamic_threshold
 
-__all__ = ["AdaptiveProjected", "ClassifierFree", "apg", "cfg"]
+__all__ = [
+    "AdaptiveProjected",
+    "ClassifierFree",
+    "Clipped",
+    "DynamicallyThresholded",
+    "apg",
+    "cfg",
+    "clip",
+    "dynamic_threshold",
+]

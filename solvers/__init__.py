@@ -23,12 +23,19 @@ from diffsample.solvers.singlestep import dpm_singlestep, dpmpp_2s_ancestral, dp
 from diffsample.solvers.singlestep_sde import dpmpp_sde, seeds2
 from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
 from diffsample.solvers.tabular import Linear, linear
+from diffsample.solvers.time_shift import TimeShift, shifted, shifted_exponential
 from diffsample.solvers.unified import unipc
 
 __all__ = [
     "Linear",
+    "Path",
+    "PredictorCorrector",
+    "Solved",
+    "TimeShift",
     "ald",
     "ancestral_sampling",
+    "annealed_langevin",
+    "batch_mean_ratio",
     "consistency_multistep",
     "ddim",
     "ddpm",
@@ -55,14 +62,20 @@ __all__ = [
     "kutta3",
     "linear",
     "lms",
+    "per_sample_ratio",
     "plms",
+    "predictor_corrector",
     "restart",
     "reverse_diffusion",
     "rk4",
     "sa_solver",
     "sde_dpmpp",
     "seeds2",
+    "shifted",
+    "shifted_exponential",
     "singlestep_orders",
+    "solve_ode",
+    "solve_sde",
     "spndm",
     "unipc",
 ]

@@ -79,10 +79,11 @@ def solve_ode(
     max_steps: int = 4096,
     first: int = 0,
 ) -> Solved:
-    """Adaptive probability-flow ODE: dx-bar = eps d(sigma / alpha), x-bar = x / alpha, solved in half log-SNR by diffrax.
+    """Adaptive probability-flow ODE: dx-bar = eps ds-bar, x-bar = x / alpha, s-bar = sigma / alpha, by diffrax.
 
-    Order and calls a step of the diffrax solver (Dopri5: order 5, 6 calls); exact to the tolerance. Every sample has its
-    own steps, and does not depend on its batch; a batch runs until its slowest sample is done. Differentiable.
+    Solved in half log-SNR. Order and calls a step are the solver's (Dopri5: order 5, 6 calls); exact to the tolerance.
+    Every sample has its own steps, and does not depend on its batch; a batch runs until its slowest sample is done.
+    Differentiable.
 
     Args:
         key: typed key; only a denoiser that draws uses it.
@@ -136,8 +137,9 @@ def solve_sde(
 ) -> Solved:
     """Adaptive reverse SDE: dx-bar = (1 + tau^2) eps ds-bar + tau sqrt(2 s-bar) dW, s-bar = sigma / alpha, by diffrax.
 
-    Its noise is additive in the coordinates used, so that ShARK has strong order 1.5 at 2 calls a step. A virtual Brownian
-    tree a sample makes the path independent of the steps, of rejections and of the batch: tolerances refine one path.
+    Its noise is additive in the coordinates used, so that ShARK has strong order 1.5 at 2 calls a step. By a virtual
+    Brownian tree a sample has one path, whatever the steps, the rejections and the batch, which tolerances refine: the
+    same sample in another batch is equal up to the tolerance, for rounding moves the steps along the path.
 
     Args:
         key: typed key; sample i has fold_in(key, i), and its own Brownian path.
@@ -151,10 +153,11 @@ def solve_sde(
         TypeError, ValueError: as `solve_ode`; a stop noisier than the start; strength <= 0.
 
     Reference: Song et al. 2021, arXiv 2011.13456, eq. 6; Jolicoeur-Martineau et al. 2021, arXiv 2105.14080 (adaptive
-    steps); Foster et al. 2024, arXiv 2210.17543, eq. 6.1 (ShARK); Jelincic et al. 2024, arXiv 2405.06464 (Brownian tree).
+    steps); Foster et al. 2024, arXiv 2210.17543, eq. 6.1 (ShARK); Jelincic et al. 2024, arXiv 2405.06464 (the tree).
 
     >>> import jax.numpy as jnp, diffsample as ds
-    >>> found = ds.solvers.solve_sde(jax.random.key(0), ds.exact.Gaussian(0.0, 1.0), ds.FlowMatching(), jnp.ones((1, 3)))
+    >>> law, process = ds.exact.Gaussian(0.0, 1.0), ds.FlowMatching()
+    >>> found = ds.solvers.solve_sde(jax.random.key(0), law, process, jnp.ones((1, 3)))
     >>> bool(found.ok[0]), bool(found.calls[0] == 2 * found.steps[0])
     (True, True)
     """

@@ -4,7 +4,7 @@ A Langevin step is x + step score + sqrt(2 step) z, score = -eps / sigma, with
 
     step = 2 (alpha_s / alpha_t)^2 (snr ||z|| / ||score||)^2,
 
-t the level that the coming move leads to: (alpha_s / alpha_t)^2 is 1 - beta_i on a table of betas, and 1 on a VE process.
+t the level that the coming move leads to: (alpha_s / alpha_t)^2 is 1 - beta_i on a table of betas, 1 on a VE process.
 The size depends on the state, so this is a sampler of its own; `ald` and the `corrections` of `reverse_diffusion` are
 Langevin steps of fixed size, in a table.
 """
@@ -122,8 +122,8 @@ def predictor_corrector(
 
     x <- x + e score + sqrt(2 e) z with e = 2 (alpha_s / alpha_t)^2 (snr ||z|| / ||score||)^2. N (calls a step +
     corrections) calls. Order of the predictor in the time step, but the Langevin steps have a bias that a finer grid
-    does not remove: on a Gaussian of many dimensions the stationary variance is 1 / (1 - (alpha_s / alpha_t)^2 snr^2)
-    of the true one. With `reverse_diffusion` it is the PC sampler of the paper. The corrector runs before the first
+    does not remove: on a Gaussian of many dimensions the stationary variance is 1 + (alpha_s / alpha_t)^2 snr^2 times
+    the true one. With `reverse_diffusion` it is the PC sampler of the paper. The corrector runs before the first
     move, not after the last.
 
     Args:
@@ -148,7 +148,7 @@ def predictor_corrector(
     """
     _check(snr, corrections, least=0)
     if not is_concrete(tableau):
-        raise TypeError("predictor_corrector reads the rows of its table: build the sampler outside of jit, and pass it")
+        raise TypeError("predictor_corrector reads the rows of its table: build it outside of jit, and pass it in")
     _check_one_step(tableau)
     counts = np.where((np.asarray(tableau.stage) == 0) & np.asarray(tableau.active), corrections, 0)
     corrects = np.concatenate([np.arange(count + 1) > 0 for count in counts] + [[False]])
@@ -166,7 +166,7 @@ def annealed_langevin(
     denoise: bool = True,
     ratio: Callable[[Array, Array], Array] = per_sample_ratio,
 ) -> PredictorCorrector:
-    """Annealed Langevin dynamics with the signal-to-noise rule: `corrections` Langevin steps at every level but the last.
+    """Annealed Langevin dynamics by the signal-to-noise rule: `corrections` Langevin steps at every level but the last.
 
     The step of `predictor_corrector` and no predictor: the state stays as it is from level to level. N corrections
     calls on a grid of N moves, and one more with denoise. No order; the bias is that of `predictor_corrector`. `ald`
@@ -251,7 +251,7 @@ def _repeat_calls(t: Tableau, counts: np.ndarray, corrects: np.ndarray) -> Table
 
 
 def _check_one_step(t: Tableau) -> None:
-    """Raise ValueError if a step reads outputs of an earlier step, or a second register that lived through its start."""
+    """Raise ValueError if a step reads outputs of an earlier step, or a register that it was not called at."""
     A, B = np.asarray(t.A) != 0, np.asarray(t.B) != 0
     registers, slots = {t.output}, set()  # that later rows read
     for row in range(t.rows, -1, -1):

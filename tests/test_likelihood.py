@@ -1,5 +1,7 @@
 """Log-likelihood by the flow: Gaussians and mixtures in closed form, the two traces, gradients, bits."""
 
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,9 @@ def test_bits_per_dimension_of_a_uniform_density_count_the_values():
 
 def test_what_it_refuses():
     x = jnp.zeros((2, 2))
-    with_memory = ds.guidance.apg(ds.exact.ClassMixture([0.5, 0.5], [-1.0, 1.0], 0.1, labels=[0, 1]), 2, 3.0, momentum=-0.5)
+    with_memory = ds.guidance.apg(
+        ds.exact.ClassMixture([0.5, 0.5], [-1.0, 1.0], 0.1, labels=[0, 1]), 2, 3.0, momentum=-0.5
+    )
     for arguments, message in (
         ({"denoiser": with_memory}, "memory"),
         ({"t_min": 0.0}, "must lie in"),
@@ -122,7 +126,7 @@ def test_what_it_refuses():
         ({"process": ds.FlowMatching(), "t_max": 1.0}, "infinite"),
         ({"count": 0}, "count=0"),
     ):
-        options = {"denoiser": pair(), "process": VP} | arguments
+        options: dict[str, Any] = {"denoiser": pair(), "process": VP} | arguments
         with pytest.raises(ValueError, match=message):
             log_likelihood(KEY, x=x, **options)
     with pytest.raises(TypeError, match="integers"):

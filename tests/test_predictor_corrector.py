@@ -21,8 +21,9 @@ UNIT = ds.exact.Gaussian(0.0, 1.0)
 def test_langevin_inflates_the_stationary_variance(process, r, ratio):
     """v (1 + a r^2), a = (alpha_s / alpha_t)^2, at d = 16384.
 
-    From variance V, ||score||^2 = d V / v^2, so e = 2 a r^2 v^2 / V and V' = V (1 - e / v)^2 + 2 e, whose fixed point is
-    that. At r = 0.16: 1.0256; the 1.02627 of specs/solvers.md, 5, is 1 / (1 - r^2), with ||score|| taken at V = v.
+    From variance V, ||score||^2 = d V / v^2, so e = 2 a r^2 v^2 / V and V' = V (1 - e / v)^2 + 2 e; this is
+    its fixed point. At r = 0.16: 1.0256; the 1.02627 of specs/solvers.md, 5, is 1 / (1 - r^2), which takes
+    ||score|| at V = v.
     """
     grid = ds.times.custom(process, [2.0, 1.0] if process is VE else [1.0, 0.98])
     a = (grid.alpha[0] / grid.alpha[1]) ** 2
@@ -64,7 +65,9 @@ def test_calls_and_levels_of_the_corrector():
 def test_no_corrections_is_the_predictor():
     table = solvers.ddpm(VP, ds.times.uniform(VP, 5))
     plain = ds.sample(KEY, solvers.linear(UNIT, table), (4, 3))
-    np.testing.assert_array_equal(ds.sample(KEY, solvers.predictor_corrector(UNIT, table, corrections=0), (4, 3)), plain)
+    np.testing.assert_array_equal(
+        ds.sample(KEY, solvers.predictor_corrector(UNIT, table, corrections=0), (4, 3)), plain
+    )
     nothing = solvers.predictor_corrector(UNIT, solvers.heun(VP, ds.times.uniform(VP, 5)), snr=0.0, corrections=2)
     heun = ds.sample(KEY, solvers.linear(UNIT, solvers.heun(VP, ds.times.uniform(VP, 5))), (4, 3))
     np.testing.assert_allclose(ds.sample(KEY, nothing, (4, 3)), heun, rtol=1e-5, atol=1e-6)

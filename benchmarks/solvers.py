@@ -1,0 +1,106 @@
+"""Every method of the catalogue on the shipped digits at about 10 network calls, and what a step of each costs.
+
+    python benchmarks/solvers.py [--quick] [--methods ddim dpmpp ...]
+
+Fréchet distance in pixel space of 1000 samples from the same noise, on three grids from sigma / alpha = 80 to 0.05;
+in brackets the calls, where no number of steps makes 10. All tables are padded to one shape: one compiled program. The
+cost of a step is measured on the trivial model (eps = 0.999 x), unpadded, as the slope between 50 moves and many, each
+the fastest of interleaved repeats, in CPU time; it is given beside DDIM's. A method that calls twice a step pays twice.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import overhead
+
+import diffsample as ds
+from diffsample import demo, solvers, times
+from diffsample.catalogue import METHODS, PROCESSES
+from diffsample.compiles import count_compiles
+from diffsample.nets import digits
+
+CALLS, SAMPLES = 10, 1000
+HIGH, LOW = 80.0, 0.05  # sigma / alpha at the start and before the last step
+GRIDS: dict[str, Callable[..., ds.Grid]] = {"log-SNR": times.uniform_logsnr, "Karras": times.karras, "t": times.uniform}
+TARGETS = {"dpmpp": 2.0, "unipc(order=3)": 5.0}  # a step, beside DDIM's
+KEY = jax.random.key(0)
+
+
+def table_on(method: str, grid: str, steps: int) -> ds.Tableau:
+    """The method on the process that the catalogue gives it, between the two noise levels."""
+    process = PROCESSES.get(method, ds.VariancePreserving())
+    start, stop = (float(process.t_from_half_logsnr(-math.log(sigma))) for sigma in (HIGH, LOW))
+    return METHODS[method](process, GRIDS[grid](process, steps, start=min(start, process.t_start), stop=stop))
+
+
+def quality(methods: Sequence[str], samples: int) -> tuple[dict[tuple[str, str], demo.Score], float]:
+    """Scores by (method, grid), and the distance that perfect samples would measure."""
+    model = digits.load()
+    judge = demo.Judge(model.class_means, model.class_covs, model.classifier)
+    labels = jnp.arange(samples, dtype=jnp.int32) % digits.NULL
+    tables = {m: [demo.most_steps(partial(table_on, m, grid), CALLS) for grid in GRIDS] for m in methods}
+    attach = partial(solvers.linear, digits.network())
+    with count_compiles() as compiles:
+        scores = list(demo.compare(KEY, attach, tables, labels, digits.SHAPE, judge))
+    places = [(method, grid) for method in methods for grid in GRIDS]
+    print(f"{len(scores)} samplings of {samples} digits, {compiles.count} programs compiled", flush=True)
+    return dict(zip(places, scores, strict=True)), demo.frechet_floor(labels, judge)
+
+
+def step_times(methods: Sequence[str], shape: tuple[int, ...], repeats: int) -> dict[str, tuple[overhead.Times, float]]:
+    """Per method: the cost of a step on the trivial model, and network calls a step."""
+    network = ds.Network(models.trivial, jnp.float32(0.999), predicts="noise")
+    x, lengths, calls, runs = jax.random.normal(KEY, shape), (overhead.SHORT, overhead.LONG[shape]), {}, {}
+    for method in methods:
+        for steps in lengths:
+            table = table_on(method, "t", steps)
+            sampler = jax.tree.map(jnp.asarray, solvers.linear(network, table))
+            calls[method, steps] = table.calls
+            runs[method, steps] = lambda s=sampler: overhead.in_outer_jit(s, KEY, x)
+    found, _ = overhead.measure(runs, repeats)
+    few, many = lengths
+    return {
+        m: (found[m, many].minus(found[m, few], many - few), (calls[m, many] - calls[m, few]) / (many - few))
+        for m in methods
+    }
+
+
+def main(methods: Sequence[str], quick: bool) -> None:
+    print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    scores, floor = quality(methods, 100 if quick else SAMPLES)
+    steps = {shape: step_times(methods, shape, 2 if quick else 8) for shape in overhead.SHAPES}
+    heads = [*GRIDS, "calls/step", *(f"{shape} us  /ddim" for shape in steps)]
+    print(f"\nFréchet distance ({floor:.4f} expected of perfect samples), and CPU time of a step")
+    print(f"{'':50}" + "".join(f"{head:>{max(13, len(head) + 3)}}" for head in heads))
+    for method in methods:
+        cells = [distance(scores[method, grid]) for grid in GRIDS] + [f"{steps[overhead.SHAPES[0]][method][1]:.3g}"]
+        for found in steps.values():
+            mine, ddim = found[method][0].cpu, found["ddim"][0].cpu
+            cells.append(f"{1e6 * mine:.2f} {mine / ddim:6.2f}")
+        print(f"{method:50}" + "".join(f"{c:>{max(13, len(h) + 3)}}" for c, h in zip(cells, heads, strict=True)))
+    print(f"\nTargets (load now {os.getloadavg()[0]:.1f})")
+    for shape, found in steps.items():
+        for method, limit in TARGETS.items():
+            if method in found:
+                ratio = found[method][0].ratio(found["ddim"][0])
+                overhead.verdict(f"{shape}: a step of {method} / ddim, CPU time", ratio.cpu, limit)
+
+
+def distance(score: demo.Score) -> str:
+    calls = "" if score.calls == CALLS else f" ({score.calls})"
+    return f"{score.frechet:.4f}{calls}" if np.isfinite(score.frechet) else f"exploded{calls}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few samples and repeats: does it run")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows; ddim is added")
+    arguments = parser.parse_args()
+    main(list(dict.fromkeys(["ddim", *arguments.methods])), arguments.quick)

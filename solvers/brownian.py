@@ -1,0 +1,209 @@
+"""One Brownian path for every step count: the draws of a table as increments of a path that does not know the grid.
+
+The path W runs on the clock (alpha / sigma)^2, on which ancestral sampling is dy = E[x0|y] dtau + dW, y = alpha x /
+sigma^2. A row's draw is the increment of W over the noise levels that the row crosses, divided by its standard
+deviation. W is refined by bridges on one dyadic tree over half log-SNR. In normalised increments a bridge is a rotation: a
+cell with the normal e, cut where its clock has the share rho, has the parts
+
+    left = sqrt(rho) e + sqrt(1 - rho) z        right = sqrt(1 - rho) e - sqrt(rho) z
+
+with z the draw that belongs to the cell, so the draws of a run are exactly standard normal and independent. Cells are
+halved at their middle while they hold more than `FEW` ends of rows, then at the ends themselves, at about 4/3 draws a
+row. The host lays out these cuts; the scan runs them on a stack of open cells.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample.denoiser import PyTree
+from diffsample.process import Process
+from diffsample.sampler import fold, normal
+from diffsample.struct import pytree, static
+from diffsample.tableau import Tableau, is_concrete
+
+PATH_STREAM = 2**32 - 3  # a row number that no table has
+FEW = 3  # ends of rows in a cell from which it is cut at them: more draws for more exact agreement between step counts
+DEPTH = 31  # a cell's number 2^depth + index is one 32-bit word
+NEAR = 1e-9  # of a cell: an end this close to the middle is the middle
+
+
+class Cut(NamedTuple):
+    """One operation on the stack; arrays of m in a plan. The part on the left is what is on top afterwards."""
+
+    cell: Any  # number of the cell that is cut, whose draw is used; 0 cuts nothing
+    top: Any  # where the stack's top is, before
+    keep: Any  # sqrt(rho); 1 where nothing is cut
+    mix: Any  # sqrt(1 - rho)
+    share: Any  # weight of the left part in the row's draw, 0 where it is cut further or lies between no rows
+
+
+class Span(NamedTuple):
+    """The operations that make one row's draw."""
+
+    first: Any
+    last: Any
+    fresh: Any  # number of a draw beside the path, from 1, on rows that make no progress; 0 on the others
+
+
+class Walk(NamedTuple):
+    """A sample's place on its path."""
+
+    keys: Array  # [B]
+    stack: Array  # [B, depth, size] normalised increments of the open cells
+
+
+@pytree
+class BrownianPath:
+    """A table's draws laid out on the path; made by `brownian_path`, run by the sampler."""
+
+    cuts: Cut  # [m]
+    spans: Span  # [n+1], the last of the closing update
+    depth: int = static()
+
+    def init(self, keys: Array, x: Array) -> Walk:
+        """The whole path as one open cell; keys are those of the samples."""
+        keys = fold(keys, PATH_STREAM)
+        root = normal(fold(keys, 0), (len(x), max(1, math.prod(x.shape[1:]))), x.dtype)
+        return Walk(keys, jnp.zeros((len(x), self.depth, root.shape[1]), x.dtype).at[:, 0].set(root))
+
+    def draw(self, walk: Walk, span: Span, shape: tuple[int, ...]) -> tuple[Array, Walk]:
+        """(z, the walk after it): z [B, ...] is standard normal; zero on rows that draw nothing."""
+        dtype, batch, size = walk.stack.dtype, walk.stack.shape[0], walk.stack.shape[2]
+        cuts = jax.tree.map(jax.lax.stop_gradient, self.cuts)
+        stack, keys = jax.lax.stop_gradient(walk.stack), walk.keys
+
+        def z_of(cell: Array) -> Array:
+            return normal(fold(keys, cell), (batch, size), dtype)
+
+        def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            z, stack = carry
+            cut = jax.tree.map(lambda leaf: leaf[i], cuts)
+            keep, mix, share = (jnp.asarray(v, dtype) for v in (cut.keep, cut.mix, cut.share))
+            new = jax.lax.cond(cut.cell > 0, z_of, lambda _: jnp.zeros((batch, size), dtype), cut.cell)
+            whole = jax.lax.dynamic_index_in_dim(stack, cut.top, 1, keepdims=False)
+            left, right = keep * whole + mix * new, mix * whole - keep * new
+            stack = jax.lax.dynamic_update_index_in_dim(stack, right, cut.top, 1)
+            stack = jax.lax.dynamic_update_index_in_dim(stack, left, cut.top + (cut.cell > 0), 1)
+            return z + share * left, stack
+
+        def beside(_: Array) -> Array:
+            return normal(fold(fold(keys, PATH_STREAM), span.fresh), (batch, size), dtype)
+
+        start = jax.lax.cond(span.fresh > 0, beside, lambda _: jnp.zeros((batch, size), dtype), span.fresh)
+        z, stack = jax.lax.fori_loop(span.first, span.last, body, (start, stack))
+        return z.reshape(shape), Walk(keys, stack)
+
+
+def brownian_path(tableau: Tableau, start: float | None = None, stop: float | None = None) -> BrownianPath:
+    """The same Brownian path at every step count: `linear(denoiser, tableau, path=brownian_path(tableau))`.
+
+    Runs with one key, at any number of steps, on any grid, by any stochastic method see one path of the noise, as far
+    as they resolve it: their difference is that of the solvers, and shrinks as the grid refines. Every row's draw
+    is still exactly standard normal and independent of the others. Grids that visit only dyadic points of the half
+    log-SNR between start and stop (`times.uniform_logsnr(process, 2**k, zero=False)`) use exactly the same
+    increments; others agree at the cells of the tree that hold more than three of their points.
+
+    About 4/3 draws a row, and a stack of some ten states. Rows that make no progress towards the data (the way up of a
+    restart, Langevin steps) take the first, second, ... draw of a stream of their own. Gradients do not flow into the
+    path. Not for particle methods: copies of a sample would share their future noise.
+
+    Args:
+        tableau: any stochastic solver of concrete numbers, whose levels are known.
+        start, stop: half log-SNR from and to which the tree is linear; they must be the same for all runs compared. By
+            default those of t_start and t_min of the table's process. Levels outside are covered as well.
+
+    Raises:
+        ValueError: a table without noise, without a process where start or stop is left out, or traced.
+
+    >>> import diffsample as ds
+    >>> process = ds.VariancePreserving()
+    >>> table = ds.solvers.ddpm(process, ds.times.uniform_logsnr(process, 10))
+    >>> sampler = ds.solvers.linear(ds.exact.PointMass(1.0), table, path=ds.solvers.brownian_path(table))
+    >>> ds.sample(jax.random.key(0), sampler, (2,)).tolist()
+    [1.0, 1.0]
+    """
+    if not is_concrete(tableau) or np.ndim(tableau.index) != 1:
+        raise ValueError("brownian_path plans on the host: give it one table of concrete numbers, outside jit and vmap")
+    if tableau.noise == "never":
+        raise ValueError(f"{tableau.about.name} draws no noise, so it has no path")
+    start, stop = _ends(tableau.about.process, start, stop)
+    ends, pieces, fresh = _progress(tableau)
+    cuts, bounds, depth = _lay(ends, start, stop)
+    spans = [Span(*(bounds[k] if k is not None else (0, 0)), f) for k, f in zip(pieces, fresh, strict=True)]
+    room = max(len(cuts), 4 * (tableau.rows + 8))  # of one size for all grids of a length, so that they share programs
+    cuts += [Cut(0, 0, 1.0, 0.0, 0.0)] * (room - len(cuts))
+    dtypes = Cut(np.uint32, np.int32, np.float64, np.float64, np.float64)
+    columns = Cut(*(np.array(column, dtype) for column, dtype in zip(zip(*cuts, strict=True), dtypes, strict=True)))
+    rows = Span(*(np.array(column, np.int32) for column in zip(*spans, strict=True)))
+    plan = BrownianPath(columns, rows, -(-max(depth, 8) // 4) * 4)
+    return jax.tree.map(jnp.asarray, plan)
+
+
+def _ends(process: Process | None, start: float | None, stop: float | None) -> tuple[float, float]:
+    if process is None and (start is None or stop is None):
+        raise ValueError("a table that names no process needs start and stop, the half log-SNR that the path spans")
+    start = float(process.half_logsnr(process.t_start)) if start is None and process else start
+    stop = float(process.half_logsnr(process.t_min)) if stop is None and process else stop
+    if start is None or stop is None or not -math.inf < start < stop < math.inf:
+        raise ValueError(f"brownian_path needs finite start < stop in half log-SNR, got {start=}, {stop=}")
+    return start, stop
+
+
+def _progress(tableau: Tableau) -> tuple[list[float], list[int | None], list[int]]:
+    """Half log-SNRs e_0 < e_1 < ..., and for each of n+1 rows the interval that it draws over, or its fresh draw."""
+    with np.errstate(divide="ignore"):
+        now, to = (np.log(np.asarray(v.alpha)) - np.log(np.asarray(v.sigma)) for v in (tableau.now, tableau.next))
+    drawing = (np.asarray(tableau.c) != 0).any(axis=1)
+    ends, pieces, fresh, extra = [float(now[0])], [], [], 0
+    for reached, draws in zip([*now, to[-1]], drawing, strict=True):
+        onward = bool(draws) and reached > ends[-1]
+        extra += bool(draws) and not onward
+        pieces.append(len(ends) - 1 if onward else None)
+        fresh.append(extra if draws and not onward else 0)
+        if onward:
+            ends.append(float(reached))
+    return ends, pieces, fresh
+
+
+class _Cell(NamedTuple):
+    """A cell of the tree over places 0 to 1."""
+
+    number: int
+    low: float
+    high: float
+
+
+def _lay(ends: list[float], start: float, stop: float) -> tuple[list[Cut], list[tuple[int, int]], int]:
+    """Cuts in the order of the path, the range of them that each interval between two ends uses, and the depth."""
+    places = [_place(end, start, stop) for end in ends]
+    clock = {0.0: 0.0, 1.0: math.inf} | {p: math.exp(2 * end) for p, end in zip(places, ends, strict=True)}
+
+    def tau(place: float) -> float:
+        return clock[place] if place in clock else math.exp(2 * _half_logsnr(place, start, stop))
+
+    cuts: list[Cut] = []
+    bounds, first, deepest = [], 0, 1
+    for low, high, opened in _leaves(_Cell(1, 0.0, 1.0), [p for p in places if 0 < p < 1], 0):
+        for cell, at, top in opened:
+            rho = _share(tau(cell.low), tau(at), tau(cell.high))
+            cuts.append(Cut(cell.number, top, math.sqrt(rho), math.sqrt(1 - rho), 0.0))
+            deepest = max(deepest, top + 2)
+        at = int(np.searchsorted(places, low, side="right")) - 1  # the interval that this leaf is part of
+        share = 0.0
+        if 0 <= at < len(places) - 1:
+            share = math.sqrt(_share(tau(places[at]), tau(high), tau(places[at + 1]), tau(low)))
+        if opened:
+            cuts[-1] = cuts[-1]._replace(share=share)
+        else:
+            cuts.append(Cut(0, cuts[-1].top + 0, 1.0, 0.0, share))
+        if high in places:
+            if at >= 0:
+                bounds.append((first, len(cuts)))
+            first = len(cuts) if at >= 0 or high == places[0] else first
+    return cuts, bounds, deepest

@@ -1,0 +1,248 @@
+"""Against diffusers: its schedulers are stepped with the exact score, at the levels that they themselves say.
+
+Schedulers keep float32 tables, whose rounding is not the formula's: the levels are read from the scheduler, and its
+tables are given more digits (not other values) before it runs. Where an option of theirs changes the orders of the
+first or last steps it is switched off; so is a last step into sigma = 0 where they cannot take it (UniPC and the noise
+forms). Left out as no oracles: singlestep order 3 (their inner stage is the second-order midpoint rule, not the
+third-order method's; k-diffusion has that one), churn (the network does not see the noise that they add), DDIM with
+linspace spacing (wrong strides), FlowMatchEuler's shifted end (its grid, not its steps, shifts twice).
+"""
+
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+from numpy_runner import START, mixture_x0, run_table
+
+import diffsample as ds
+from diffsample import solvers
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # their deprecations
+TOLERANCE = 1e-5
+STEPS = 9
+VP = ds.VariancePreserving(0.1, 40.0)  # any process with alpha^2 + sigma^2 = 1 has their levels; this one has them all
+VE = ds.VarianceExploding(0.001, 1000.0)
+FLOW = ds.FlowMatching()
+KEPT = {"lower_order_final": False}
+NOT_CLEAN = {"final_sigmas_type": "sigma_min", **KEPT}
+
+
+def scheduler(name: str, **config):
+    import diffusers
+
+    made = getattr(diffusers, f"{name}Scheduler")(**config)
+    made.set_timesteps(STEPS)
+    for table in ("sigmas", "sigmas_interpol", "alphas_cumprod", "alphas", "betas"):
+        if torch.is_tensor(getattr(made, table, None)):
+            setattr(made, table, getattr(made, table).double())
+    return made
+
+
+def by_sigma(scheduler) -> tuple[np.ndarray, np.ndarray]:
+    """sigma / alpha at the calls, and those of the grid (where repeated levels count once)."""
+    noise = scheduler.sigmas.numpy()
+    return noise, np.array(list(dict.fromkeys(noise)))
+
+
+def by_index(scheduler) -> tuple[np.ndarray, np.ndarray]:
+    signal = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
+    noise = np.sqrt((1 - signal) / signal)
+    return noise, np.append(list(dict.fromkeys(noise)), 0.0)
+
+
+def by_interpolation(scheduler) -> tuple[np.ndarray, np.ndarray]:
+    noise, grid = by_sigma(scheduler)
+    return np.where(np.arange(len(noise)) % 2, scheduler.sigmas_interpol.numpy(), noise), grid
+
+
+def flow_times(scheduler) -> tuple[np.ndarray, np.ndarray]:
+    noise = (scheduler.sigmas / (1 - scheduler.sigmas)).numpy()
+    return noise, noise
+
+
+def times(process: ds.Process, noise: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.asarray(process.t_from_half_logsnr(-np.log(noise)))
+
+
+def eps(x, x0, level):
+    return (x - level.alpha * x0) / level.sigma
+
+
+def velocity(x, x0, level):
+    return eps(x, x0, level) - x0
+
+
+def v(x, x0, level):
+    return level.alpha * eps(x, x0, level) - level.sigma * x0
+
+
+def preconditioned(x, x0, level):
+    """What the network of EDM gives, at data of standard deviation 1/2."""
+    total = level.sigma**2 + 0.25
+    return (x0 - 0.25 / total * x) / (level.sigma * 0.5 / np.sqrt(total))
+
+
+def gap(theirs, solver, *, process=VP, levels=by_sigma, predict=eps, keep=slice(None), patch=None, **options) -> float:
+    """Largest difference of the outputs over the largest output; the draw of call i is that of row i + 1."""
+    calls, grid = levels(theirs)
+    table = solver(process, times(process, grid)[keep])
+    x = START * table.now.sigma[0]
+    draws = np.random.default_rng(0).standard_normal((len(theirs.timesteps) + 2, START.size))
+    sample = torch.tensor(x).reshape(1, 1, 3, 3)
+    for i, t in enumerate(theirs.timesteps):
+        if patch:
+            draw = partial(lambda noise, *_, **__: noise, torch.tensor(draws[i + 1]).reshape(sample.shape))
+            patch.setattr(sys.modules[type(theirs).__module__], "randn_tensor", draw, raising=False)
+        if hasattr(theirs, "scale_model_input"):
+            theirs.scale_model_input(sample, t)
+        level, state = process.level(times(process, calls[i])), sample.double().numpy().ravel()
+        output = predict(state, mixture_x0(state, level), level)
+        sample = theirs.step(torch.tensor(output).reshape(sample.shape), t, sample, **options).prev_sample
+    ours = run_table(table, mixture_x0, x, draws)
+    difference = np.abs(ours - sample.double().numpy().ravel()).max() / np.abs(ours).max()
+    print(f"{type(theirs).__name__} {table.about.name}: {difference:.1e}")
+    return difference
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddim_equals_diffusers(eta, spacing, monkeypatch):
+    # a table that the steps divide: they move by 1000 // 9 indices, whatever the spacing
+    made = scheduler("DDIM", clip_sample=False, timestep_spacing=spacing, num_train_timesteps=STEPS * 100)
+    solver = partial(solvers.ddim, eta=eta)
+    assert gap(made, solver, levels=by_index, patch=monkeypatch, eta=eta) < TOLERANCE
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_ddpm_equals_diffusers(large, spacing, monkeypatch):
+    variance = "fixed_large" if large else "fixed_small"
+    made = scheduler("DDPM", clip_sample=False, variance_type=variance, timestep_spacing=spacing)
+    made.timesteps[-1] = 0  # a last step from any other index draws noise into clean data
+    assert gap(made, partial(solvers.ddpm, large=large), levels=by_index, patch=monkeypatch) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_dpmpp_multistep_equals_diffusers(order, kind):
+    made = scheduler("DPMSolverMultistep", solver_order=order, solver_type=kind, **KEPT)
+    # three outputs start with the rule of two that solver_type names
+    assert gap(made, partial(solvers.dpmpp, order=order, taylor=kind == "heun")) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_dpm_multistep_equals_diffusers(order, kind):
+    made = scheduler(
+        "DPMSolverMultistep", algorithm_type="dpmsolver", solver_order=order, solver_type=kind, **NOT_CLEAN
+    )
+    assert gap(made, partial(solvers.dpm_multistep, order=order, taylor=kind == "heun")) < TOLERANCE
+
+
+@pytest.mark.parametrize(("order", "kind"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "heun")])
+def test_sde_dpmpp_equals_diffusers(order, kind, monkeypatch):
+    made = scheduler(
+        "DPMSolverMultistep", algorithm_type="sde-dpmsolver++", solver_order=order, solver_type=kind, **KEPT
+    )
+    assert gap(made, partial(solvers.sde_dpmpp, order=order, heun=kind == "heun"), patch=monkeypatch) < TOLERANCE
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "dpmsolver++"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_singlestep_equals_diffusers(order, algorithm):
+    """On levels uniform in log-SNR, where their stages lie at a fixed share of the step."""
+    config = {"algorithm_type": algorithm, "use_exponential_sigmas": True, "lower_order_final": True}
+    made = scheduler("DPMSolverSinglestep", solver_order=order, final_sigmas_type="sigma_min", **config)
+    made.sigmas[-1] = made.sigmas[-2] / 2  # theirs stands still in its last step
+    solver = solvers.dpmpp_singlestep if algorithm == "dpmsolver++" else solvers.dpm_singlestep
+    orders, keep = ([1] * STEPS, slice(None)) if order == 1 else ([2] * 4 + [1], [0, 2, 4, 6, 8, 9])
+    assert made.order_list == ([1] * STEPS if order == 1 else [1, 2] * 4 + [1])
+    assert gap(made, partial(solver, orders=orders), keep=keep) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("bh1", [False, True])
+@pytest.mark.parametrize("noise_form", [False, True])
+def test_unipc_equals_diffusers(order, bh1, noise_form):
+    config = {"solver_type": "bh1" if bh1 else "bh2", "predict_x0": not noise_form}
+    made = scheduler("UniPCMultistep", solver_order=order, **config, **NOT_CLEAN)
+    assert gap(made, partial(solvers.unipc, order=order, bh1=bh1, noise_form=noise_form)) < TOLERANCE
+
+
+def test_unipc_into_clean_data_equals_diffusers():
+    assert gap(scheduler("UniPCMultistep"), solvers.unipc) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_equals_diffusers(order):
+    assert (
+        gap(scheduler("DEISMultistep", solver_order=order, **KEPT), partial(solvers.deis_log_rho, order=order))
+        < TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_pndm_without_runge_kutta_equals_diffusers(clean):
+    made = scheduler("PNDM", skip_prk_steps=True, set_alpha_to_one=clean, steps_offset=1)
+    levels = by_index
+    if not clean:
+        first = made.alphas_cumprod[0].item()
+
+        def levels(theirs):
+            calls, grid = by_index(theirs)
+            return calls, np.append(grid[:-1], np.sqrt((1 - first) / first))
+
+    assert gap(made, partial(solvers.spndm, order=4), levels=levels) < TOLERANCE
+
+
+def test_ipndm_equals_diffusers():
+    noise = np.append(np.geomspace(100.0, 0.02, STEPS), 0.0)
+    made = scheduler("IPNDM", trained_betas=(noise / np.sqrt(1 + noise**2)).tolist())
+    made.alphas = torch.sqrt(1 - made.betas**2)
+    noise = (made.betas / made.alphas).numpy()
+    assert gap(made, solvers.ipndm, levels=lambda _: (noise, noise), predict=v) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "levels"),
+    [
+        ("EulerDiscrete", solvers.euler, by_sigma),
+        ("EulerAncestralDiscrete", solvers.euler_ancestral, by_sigma),
+        ("HeunDiscrete", solvers.heun, by_sigma),
+        ("KDPM2Discrete", solvers.dpm2, by_interpolation),
+        ("LMSDiscrete", solvers.lms, by_sigma),
+    ],
+)
+def test_exploding_scheduler_equals_diffusers(name, solver, levels, monkeypatch):
+    assert gap(scheduler(name), solver, process=VE, levels=levels, patch=monkeypatch) < TOLERANCE
+
+
+def test_edm_euler_equals_diffusers():
+    assert gap(scheduler("EDMEuler"), solvers.euler, process=VE, predict=preconditioned) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_edm_dpmpp_equals_diffusers(order):
+    made = scheduler("EDMDPMSolverMultistep", solver_order=order, **KEPT)
+    assert gap(made, partial(solvers.dpmpp, order=order), process=VE, predict=preconditioned) < TOLERANCE
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_euler_equals_diffusers(shift):
+    made = scheduler("FlowMatchEulerDiscrete", shift=shift)
+    assert gap(made, solvers.ddim, process=FLOW, levels=flow_times, predict=velocity) < TOLERANCE
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 4)])
+def test_sa_solver_equals_diffusers(predictor, corrector, tau, monkeypatch):
+    made = scheduler("SASolver", predictor_order=predictor, corrector_order=corrector, **KEPT)
+    last = made.timesteps[-1]
+    made.tau_func = lambda t: tau * float(t > last)  # the authors' last step draws no noise; theirs leaves it to tau
+    solver = partial(solvers.sa_solver, predictor=predictor, corrector=corrector, tau=tau, few_steps=True)
+    assert gap(made, solver, patch=monkeypatch) < TOLERANCE
