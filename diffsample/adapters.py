@@ -53,7 +53,9 @@ def from_nnx(module: Any, call: Callable[..., Array] = call_model, **options: Un
     return Network(_NNX(graphdef, call), params, **options)
 
 
-def from_linen(module: Any, variables: PyTree, call: Callable[..., Array] = call_model, **options: Unpack[Options]) -> Network:
+def from_linen(
+    module: Any, variables: PyTree, call: Callable[..., Array] = call_model, **options: Unpack[Options]
+) -> Network:
     """A network from a Flax Linen module and its variables; `call` receives the bound `module.apply`."""
     if not hasattr(module, "apply"):
         raise TypeError(f"from_linen needs an unbound Linen module, got {type(module).__name__}")

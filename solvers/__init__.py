@@ -4,6 +4,7 @@ if __name__ != "diffsample.solvers":
     raise ImportError("import diffsample.solvers, not solvers")
 
 from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
+from diffsample.solvers.brownian import BrownianPath, brownian_path
 from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
 from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
@@ -27,6 +28,7 @@ from diffsample.solvers.time_shift import TimeShift, shifted, shifted_exponentia
 from diffsample.solvers.unified import unipc
 
 __all__ = [
+    "BrownianPath",
     "Linear",
     "Path",
     "PredictorCorrector",
@@ -36,6 +38,7 @@ __all__ = [
     "ancestral_sampling",
     "annealed_langevin",
     "batch_mean_ratio",
+    "brownian_path",
     "consistency_multistep",
     "ddim",
     "ddpm",

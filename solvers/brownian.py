@@ -12,8 +12,9 @@ halved at their middle while they hold more than `FEW` ends of rows, then at the
 row. The host lays out these cuts; the scan runs them on a stack of open cells.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -171,39 +172,95 @@ def _progress(tableau: Tableau) -> tuple[list[float], list[int | None], list[int
     return ends, pieces, fresh
 
 
-class _Cell(NamedTuple):
-    """A cell of the tree over places 0 to 1."""
+class _Step(NamedTuple):
+    """A cell of the tree, met in the order of the path: cut at `at`, or a leaf where `at` is None."""
 
     number: int
     low: float
+    at: float | None
     high: float
+    top: int  # where it lies on the stack
 
 
 def _lay(ends: list[float], start: float, stop: float) -> tuple[list[Cut], list[tuple[int, int]], int]:
-    """Cuts in the order of the path, the range of them that each interval between two ends uses, and the depth."""
+    """Cuts in the order of the path, the range of them that every interval between two ends uses, and the depth."""
     places = [_place(end, start, stop) for end in ends]
-    clock = {0.0: 0.0, 1.0: math.inf} | {p: math.exp(2 * end) for p, end in zip(places, ends, strict=True)}
+    if any(low >= high for low, high in itertools.pairwise(places)):
+        raise ValueError(f"levels at half log-SNR {ends} lie too close, or too far beyond the path's {start=}, {stop=}")
+    clock = {0.0: 0.0, 1.0: math.inf} | {p: _clock(end) for p, end in zip(places, ends, strict=True)}
 
     def tau(place: float) -> float:
-        return clock[place] if place in clock else math.exp(2 * _half_logsnr(place, start, stop))
+        return clock[place] if place in clock else _clock(_half_logsnr(place, start, stop))
 
     cuts: list[Cut] = []
-    bounds, first, deepest = [], 0, 1
-    for low, high, opened in _leaves(_Cell(1, 0.0, 1.0), [p for p in places if 0 < p < 1], 0):
-        for cell, at, top in opened:
-            rho = _share(tau(cell.low), tau(at), tau(cell.high))
-            cuts.append(Cut(cell.number, top, math.sqrt(rho), math.sqrt(1 - rho), 0.0))
-            deepest = max(deepest, top + 2)
-        at = int(np.searchsorted(places, low, side="right")) - 1  # the interval that this leaf is part of
-        share = 0.0
-        if 0 <= at < len(places) - 1:
-            share = math.sqrt(_share(tau(places[at]), tau(high), tau(places[at + 1]), tau(low)))
-        if opened:
+    bounds, first, deepest, reached, joins = [], 0, 1, -1, False
+    for cell in _in_order(1, 0.0, 1.0, [p for p in places if 0 < p < 1], 0):
+        reached += reached + 1 < len(places) and cell.low == places[reached + 1] and cell.at is None
+        if reached == len(places) - 1:
+            break
+        if cell.at is not None:
+            rho = _share(tau(cell.low), tau(cell.at), tau(cell.high))
+            cuts.append(Cut(cell.number, cell.top, math.sqrt(rho), math.sqrt(1 - rho), 0.0))
+            deepest, joins = max(deepest, cell.top + 2), True
+            continue
+        share = 0.0 if reached < 0 else _part(tau, cell, places[reached], places[reached + 1])
+        if joins:  # the left part of the cut just made
             cuts[-1] = cuts[-1]._replace(share=share)
         else:
-            cuts.append(Cut(0, cuts[-1].top + 0, 1.0, 0.0, share))
-        if high in places:
-            if at >= 0:
-                bounds.append((first, len(cuts)))
-            first = len(cuts) if at >= 0 or high == places[0] else first
+            cuts.append(Cut(0, cell.top, 1.0, 0.0, share))
+        joins = False
+        if reached >= 0 and cell.high == places[reached + 1]:
+            bounds.append((first, len(cuts)))
+            first = len(cuts)
     return cuts, bounds, deepest
+
+
+def _in_order(number: int, low: float, high: float, inside: list[float], top: int) -> Iterator[_Step]:
+    """The cells of the tree that the ends inside ask for, each before its parts, left before right."""
+    if not inside:
+        yield _Step(number, low, None, high, top)
+        return
+    if number >= 2**DEPTH:
+        raise ValueError(f"more than {FEW} levels lie within {high - low:g} of the path; use a coarser grid")
+    middle = 0.5 * (low + high)
+    at = min(inside, key=lambda place: abs(place - middle))
+    if len(inside) > FEW and abs(at - middle) > NEAR * (high - low):
+        at = middle
+    yield _Step(number, low, at, high, top)
+    yield from _in_order(2 * number, low, at, [p for p in inside if p < at], top + 1)
+    yield from _in_order(2 * number + 1, at, high, [p for p in inside if p > at], top)
+
+
+def _share(low: float, at: float, high: float) -> float:
+    """(at - low) / (high - low), also where high is infinite."""
+    return 0.0 if math.isinf(high) else (at - low) / (high - low)
+
+
+def _part(tau: Callable[[float], float], cell: _Step, start: float, stop: float) -> float:
+    """Weight of a leaf's normal in the normal of the interval that it is part of."""
+    if math.isinf(tau(stop)):
+        return float(math.isinf(tau(cell.high)))
+    return math.sqrt((tau(cell.high) - tau(cell.low)) / (tau(stop) - tau(start)))
+
+
+def _clock(half_logsnr: float) -> float:
+    """(alpha / sigma)^2."""
+    return math.exp(2 * half_logsnr)
+
+
+def _place(half_logsnr: float, start: float, stop: float) -> float:
+    """Where a level lies on the tree: start at 1/4, stop at 3/4, pure noise at 0, clean data at 1."""
+    if half_logsnr < start:
+        return 0.25 * math.exp(half_logsnr - start)
+    if half_logsnr > stop:
+        return 1 - 0.25 * math.exp(stop - half_logsnr)
+    return 0.25 + 0.5 * (half_logsnr - start) / (stop - start)
+
+
+def _half_logsnr(place: float, start: float, stop: float) -> float:
+    """The inverse of `_place`."""
+    if place < 0.25:
+        return start + math.log(4 * place)
+    if place > 0.75:
+        return stop - math.log(4 * (1 - place))
+    return start + (stop - start) * (place - 0.25) * 2

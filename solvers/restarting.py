@@ -34,8 +34,8 @@ def restart(
     """Restart: Heun on the grid; at the point nearest to a segment's low level, its repeats of noise up and Heun down.
 
     Each repeat adds sqrt(high^2 - low^2) z in x / alpha, with low the level of the grid point, then takes points - 1
-    Heun steps on a Karras grid from high to low. Order 2 (weak order 2), 2N - 1 + sum 2 (points - 1) repeats calls on
-    a grid of N moves that ends clean; repeats = 0 is `heun`. Segments at one point follow each other as given.
+    Heun steps on a Karras grid from high to low. Order 2 (weak order 2) if the points of the segments grow with the
+    grid; 2N - 1 + sum 2 (points - 1) repeats calls on a grid of N moves that ends clean; repeats = 0 is `heun`. Segments at one point follow each other as given.
 
     Args:
         process, times: as for `heun`.

@@ -36,8 +36,8 @@ def euler_maruyama(
 ) -> Tableau:
     """Euler-Maruyama on the reverse SDE: x_t = x_s - (f x_s - g^2 score) dt + g sqrt(dt) z, f and g at s.
 
-    Order 1 (in law, unless flow), 1 + corrections calls a step; dt = s - t, on VarianceExploding dt = log(s / t), the
-    published exponential schedule, whose grids must end at sigma > 0. VP has f = -beta / 2 and g^2 = beta, sub-VP the
+    Order 1 (in law, unless flow; none claimed with corrections), 1 + corrections calls a step; dt = s - t, on
+    VarianceExploding dt = log(s / t), the published exponential schedule, whose grids must end at sigma > 0. VP has f = -beta / 2 and g^2 = beta, sub-VP the
     same f and g^2 = beta (1 - alpha^4), VE f = 0 and g^2 = 2 sigma^2. Not exact on a point mass.
 
     Args:
@@ -93,8 +93,8 @@ def reverse_diffusion(
 ) -> Tableau:
     """Reverse diffusion: the reverse SDE discretised like the forward chain, x_t = (2 - a) x_s + g^2 score + g z.
 
-    Order 1 (in law, unless flow), 1 + corrections calls a step; a and g of the forward kernel between the two levels,
-    so that `DiscreteBetas` and geometric VE grids give the published tables. Exact on a point mass where alpha = 1.
+    Order 1 (in law, unless flow; none claimed with corrections), 1 + corrections calls a step; a and g of the forward
+    kernel between the two levels, so that `DiscreteBetas` and geometric VE grids give the published tables. Exact on a point mass where alpha = 1.
     Any start, alpha = 0 included. With corrections=1 it is the paper's PC sampler with Langevin steps of fixed size.
 
     Args:
@@ -130,8 +130,8 @@ def ancestral_sampling(
 ) -> Tableau:
     """Ancestral sampling of score-SDE: x_t = (x_s + g^2 score) / a + c z, c = g, but g sigma_t / sigma_s on VE.
 
-    Order 1 in law, 1 + corrections calls a step; exact on a point mass. Without corrections it is `ddpm` with
-    large=True, and on VE with large=False. With corrections it is a predictor-corrector sampler.
+    Order 1 in law (none claimed with corrections), 1 + corrections calls a step; exact on a point mass. Without
+    corrections it is `ddpm` with large=True, and on VE with large=False. With corrections it is a predictor-corrector sampler.
 
     Args:
         process, times: as for `ddim`, but not `SubVP`, for which nothing is published (use `ddpm`), and alpha > 0.
@@ -230,7 +230,8 @@ def _predict(
         program[0] = carry * program[0] + (pull / 2 if flow else pull) * eps
         if not flow and not (denoise and i == len(moves) - 1):
             program[0] += noise * program.noise()
-    return program.tableau(name, order=1)
+    # Langevin steps of fixed size keep a bias that no number of steps removes
+    return program.tableau(name, order=None if corrections else 1)
 
 
 def _correct(program: Program, s: Level, t: Level, corrections: int, snr: float) -> None:

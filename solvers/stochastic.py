@@ -90,7 +90,7 @@ def sa_solver(
     Raises:
         ValueError: another predictor or corrector; tau negative or not finite.
 
-    Reference: Xue et al. 2023, arXiv 2305.14267, algorithm 1 and eq. 14 and 17.
+    Reference: Xue et al. 2023, arXiv 2309.05019.
 
     >>> import diffsample as ds
     >>> process = ds.VariancePreserving()

@@ -10,6 +10,7 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level
 from diffsample.sampler import View, fold, normal
+from diffsample.solvers.brownian import BrownianPath
 from diffsample.struct import pytree
 from diffsample.tableau import Tableau, is_concrete
 
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     active: Any
     gain: Any  # how this row's x0 and the next draw enter the coming move of the output register
     std: Any
+    span: Any = ()  # the row's part of the Brownian path, where there is one
 
 
 class Where(NamedTuple):
@@ -52,14 +54,16 @@ class LinearState(NamedTuple):
     prediction: Prediction  # the newest, [B, ...]
     memory: PyTree  # the denoiser's
     where: Where
+    walk: PyTree = ()  # place on the Brownian path
 
 
 @pytree
 class Linear:
-    """A linear solver: a denoiser and a tableau, both leaves."""
+    """A linear solver: a denoiser and a tableau, both leaves; with a path, its draws are increments of that path."""
 
     denoiser: Denoiser
     tableau: Tableau
+    path: BrownianPath | None = None
 
     @property
     def nfe(self) -> int:
@@ -71,7 +75,7 @@ class Linear:
         t, n = self.tableau, self.tableau.rows
         gain, std = _coming_move(t)
         return Row(t.A[:n], t.B[:n], t.c[:n], t.store, t.register, t.slot, t.now, t.next, t.index, t.stage, t.active,
-                   gain, std)  # fmt: skip
+                   gain, std, self._spans(slice(n)))  # fmt: skip
 
     def check(self) -> None:
         self.tableau.check()
@@ -85,10 +89,11 @@ class Linear:
         zero = jnp.zeros_like(x)
         where = Where(*jax.tree.map(lambda leaf: jnp.zeros((), jnp.result_type(leaf)), _where(self.steps)))
         return LinearState((x,) * self.tableau.registers, (zero,) * self.tableau.slots, Prediction(zero, zero),
-                           self.denoiser.init(x), where)  # fmt: skip
+                           self.denoiser.init(x), where, self.path.init(keys, x) if self.path else ())  # fmt: skip
 
     def step(self, keys: Array, state: LinearState, step: Row, cond: PyTree) -> LinearState:
-        moved = state._replace(registers=self._update(keys, state, step.A, step.B, step.c))
+        z, walk = self._draw(keys, state, step.c, step.span)
+        moved = state._replace(registers=self._update(state, step.A, step.B, step.c, z), walk=walk)
         if not self.tableau.padded:
             return self._call(keys, moved, step, cond)
         idle = state.where._replace(fresh=jnp.zeros((), bool))
@@ -100,29 +105,42 @@ class Linear:
 
     def finish(self, keys: Array, state: LinearState, cond: PyTree) -> Array:
         t, out = self.tableau, self.tableau.output
-        rows = (t.A[-1][out : out + 1], t.B[-1][out : out + 1], t.c[-1][out : out + 1])
-        return self._update(keys, state, *rows, closing=True)[0]
+        A, B, c = t.A[-1][out : out + 1], t.B[-1][out : out + 1], t.c[-1][out : out + 1]
+        z, _ = self._draw(keys, state, c, self._spans(-1), closing=True)
+        return self._update(state, A, B, c, z)[0]
 
     def view(self, state: LinearState) -> View:
         w = state.where
         return View(_select(state.registers, w.register), w.level, state.prediction, state.memory, w.gain, w.std,
                     w.index, w.stage, w.fresh)  # fmt: skip
 
-    def _update(self, keys: Array, state: LinearState, A: Any, B: Any, c: Any, closing: bool = False) -> tuple:
-        """A X + B F + c z; z is drawn only where the table has noise."""
+    def _spans(self, rows: slice | int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[rows], self.path.spans) if self.path else ()
+
+    def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None) -> tuple[Array, ...]:
+        """A X + B F + c z."""
         first = state.registers[0]
         parts = state.registers + state.past
         weights = jnp.concatenate([jnp.asarray(A, first.dtype), jnp.asarray(B, first.dtype)], axis=1)
         new = [sum(weights[i, j] * part for j, part in enumerate(parts)) for i in range(weights.shape[0])]
-        if self.tableau.noise == "never":
+        if z is None:
             return tuple(new)
         c = jnp.asarray(c, first.dtype)
-        if self.tableau.noise == "all" and not closing:
-            z = normal(keys, first.shape, first.dtype)
-        else:
-            draw, skip = lambda: normal(keys, first.shape, first.dtype), lambda: jnp.zeros_like(first)
-            z = jax.lax.cond(jnp.any(c != 0), draw, skip)
         return tuple(value + c[i] * z for i, value in enumerate(new))
+
+    def _draw(
+        self, keys: Array, state: LinearState, c: Any, span: PyTree, closing: bool = False
+    ) -> tuple[Array | None, PyTree]:
+        """(the row's normal draw, the walk after it); drawn only where the table has noise."""
+        first = state.registers[0]
+        if self.tableau.noise == "never":
+            return None, state.walk
+        if self.path:
+            return self.path.draw(state.walk, span, first.shape)
+        if self.tableau.noise == "all" and not closing:
+            return normal(keys, first.shape, first.dtype), state.walk
+        draw, skip = lambda: normal(keys, first.shape, first.dtype), lambda: jnp.zeros_like(first)
+        return jax.lax.cond(jnp.any(jnp.asarray(c, first.dtype) != 0), draw, skip), state.walk
 
     def _call(self, keys: Array, state: LinearState, row: Row, cond: PyTree) -> LinearState:
         x = _select(state.registers, row.register)
@@ -133,19 +151,22 @@ class Linear:
             x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
             registers = _write(registers, row.register, x)
         kept = expand(row.store[0], x) * prediction.x0 + expand(row.store[1], x) * prediction.eps
-        return LinearState(registers, _write(state.past, row.slot, kept), prediction, memory, _where(row))
+        past = _write(state.past, row.slot, kept)
+        return LinearState(registers, past, prediction, memory, _where(row), state.walk)
 
 
-def linear(denoiser: Denoiser, tableau: Tableau) -> Linear:
+def linear(denoiser: Denoiser, tableau: Tableau, *, path: BrownianPath | None = None) -> Linear:
     """The sampler that drives a denoiser by a tableau, whose numbers go to the device here.
 
     Args:
         denoiser: a `Network`, a guidance rule, a closed-form model, any `Denoiser`.
         tableau: any solver of this package, or a transform of one.
+        path: `brownian_path(tableau)` gives runs of every step count the same Brownian path; None draws afresh.
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: the denoiser cannot serve the table's process or levels; the message names both.
+        ValueError: the denoiser cannot serve the table's process or levels, or the path is of a table of another
+            length; the message names both.
 
     >>> import diffsample as ds
     >>> process = ds.VariancePreserving()
@@ -160,7 +181,9 @@ def linear(denoiser: Denoiser, tableau: Tableau) -> Linear:
                         f"Network(apply, params, predicts=...)")  # fmt: skip
     if is_concrete(tableau):
         Linear(denoiser, tableau).check()
-    return Linear(denoiser, jax.tree.map(jnp.asarray, tableau))
+    if path is not None and len(path.spans.first) != tableau.rows + 1:
+        raise ValueError(f"the path was laid out for {len(path.spans.first) - 1} rows, the table has {tableau.rows}")
+    return Linear(denoiser, jax.tree.map(jnp.asarray, tableau), path)
 
 
 def _where(row: Row) -> Where:

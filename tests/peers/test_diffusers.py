@@ -4,7 +4,8 @@ Schedulers keep float32 tables, whose rounding is not the formula's: the levels 
 tables are given more digits (not other values) before it runs. Where an option of theirs changes the orders of the
 first or last steps it is switched off; so is a last step into sigma = 0 where they cannot take it (UniPC and the noise
 forms). Left out as no oracles: singlestep order 3 (their inner stage is the second-order midpoint rule, not the
-third-order method's; k-diffusion has that one), churn (the network does not see the noise that they add), DDIM with
+third-order method's; k-diffusion has that one), the stochastic form of DPM-Solver++ of order 3 (the 1/2 of its
+curvature term has the wrong sign, which leaves order 1; k-diffusion's dpmpp_3m_sde is right), churn (the network does not see the noise that they add), DDIM with
 linspace spacing (wrong strides), FlowMatchEuler's shifted end (its grid, not its steps, shifts twice).
 """
 
@@ -144,7 +145,7 @@ def test_dpm_multistep_equals_diffusers(order, kind):
     assert gap(made, partial(solvers.dpm_multistep, order=order, taylor=kind == "heun")) < TOLERANCE
 
 
-@pytest.mark.parametrize(("order", "kind"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "heun")])
+@pytest.mark.parametrize(("order", "kind"), [(1, "midpoint"), (2, "midpoint"), (2, "heun")])
 def test_sde_dpmpp_equals_diffusers(order, kind, monkeypatch):
     made = scheduler(
         "DPMSolverMultistep", algorithm_type="sde-dpmsolver++", solver_order=order, solver_type=kind, **KEPT
