@@ -3,8 +3,8 @@
 A step from the shifted level of every sample, [B], to the nominal level of the grid is the step of a base method
 (`shift_bases`). Then the level becomes the index k of the table, within half a window of the nominal one, of which the
 variance alpha_k^2 data_var + sigma_k^2 is nearest to the variance of x_t over all its numbers; the next call and the
-next step start there. Times and coefficients depend on the state, so this is no tableau; but base methods whose weights do not
-depend on the grid are read off their own tables.
+next step start there. Times and coefficients depend on the state, so this is no tableau; but base methods whose
+weights do not depend on the grid are read off their own tables.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,22 @@
 """The README's example runs as it stands there, and is as short as it says."""
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+import numpy as np
+
+import diffsample as ds
+from diffsample import guidance, solvers
+from diffsample.grid import Grid, as_grid
+from diffsample.process import Process
+from diffsample.program import Program
+from diffsample.solvers.moves import rescaled_noise
+from diffsample.tableau import Tableau
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_example_runs():
@@ -22,8 +35,19 @@ def test_there_are_exactly_two_commands_for_a_fresh_machine():
 
 
 def test_every_method_has_a_row():
-    from diffsample import guidance, solvers
-
     for name in (*solvers.__all__, *guidance.__all__):
         if name[0].islower():
             assert f"`{name}`" in README, f"the README's table of methods has no row for {name}"
+
+
+def test_the_worked_diff_is_a_method_that_passes_its_certificate():
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert len(diff.splitlines()) < 40
+    hunks = [part.partition("\n") for part in diff.split("--- a/")[1:]]
+    code = {name: "\n".join(line[1:] for line in body.splitlines()) for name, _, body in hunks}
+    scope = dict(Process=Process, Grid=Grid, Sequence=Sequence, Tableau=Tableau, Program=Program, as_grid=as_grid,
+                 rescaled_noise=rescaled_noise, ds=ds, np=np, partial=partial, solvers=solvers)  # fmt: skip
+    exec(code["solvers/multistep.py"], scope)
+    exec(code["tests/test_multistep.py"], scope)
+    scope["test_ab2_is_plms_on_a_uniform_grid"]()
+    ds.certificate(scope["ab2"], name="ab2", compiled=False, check=True)
