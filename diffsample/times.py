@@ -119,6 +119,44 @@ def karras(
     return _build(process, steps, start, stop, zero, curve)
 
 
+def equidistribute(
+    process: Process,
+    steps: int,
+    density: Callable[[np.ndarray], np.ndarray],
+    *,
+    start: float | None = None,
+    stop: float | None = None,
+    zero: bool = True,
+) -> Grid:
+    """Grid with the same integral of a density over half log-SNR between any two neighbours.
+
+    A method of order p with the local error C h^(p+1) makes the same error in every step on the density C^(1/(p+1));
+    `solvers.equal_error_grid` measures it. A constant density gives `uniform_logsnr`.
+
+    Args:
+        process, steps, start, stop, zero: as for `uniform_logsnr`.
+        density: of half log-SNR, positive; any scale. It is read at 4096 levels.
+
+    Raises:
+        ValueError: a density that is not finite and positive everywhere.
+
+    >>> from diffsample.process import VarianceExploding
+    >>> print(equidistribute(VarianceExploding(), 3, np.ones_like, start=25.0, stop=1.0).t.round(6))
+    [25.  5.  1.  0.]
+    """
+    start, stop, high, low = _noisy_ends(process, start, stop, 1.0)
+    levels = np.linspace(-high, -low, 4096)
+    values = np.asarray(density(levels), np.float64)
+    if values.shape != levels.shape or not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"density must be finite and positive at every half log-SNR from {-high:g} to {-low:g}")
+    mass = np.append(0.0, np.cumsum(values[1:] + values[:-1]))
+
+    def curve(ramp: np.ndarray) -> np.ndarray:
+        return process.t_from_half_logsnr(np.interp(ramp * mass[-1], mass, levels))
+
+    return _build(process, steps, start, stop, zero, curve)
+
+
 def leading(process: DiscreteBetas, steps: int, *, offset: int = 0, drop_last: bool = False, zero: bool = True) -> Grid:
     """Table indices that are multiples of N // steps, plus offset; never reaches the noisiest index.
 

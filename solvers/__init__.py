@@ -6,6 +6,8 @@ if __name__ != "diffsample.solvers":
 from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
 from diffsample.solvers.brownian import BrownianPath, brownian_path
 from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
+from diffsample.solvers.equal_error import equal_error_grid, measure_local_error
+from diffsample.solvers.importing import Scheduler, from_diffusers
 from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
 from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
@@ -32,6 +34,7 @@ __all__ = [
     "Linear",
     "Path",
     "PredictorCorrector",
+    "Scheduler",
     "Solved",
     "TimeShift",
     "ald",
@@ -52,12 +55,14 @@ __all__ = [
     "dpmpp_2s_ancestral",
     "dpmpp_sde",
     "dpmpp_singlestep",
+    "equal_error_grid",
     "euler",
     "euler_ancestral",
     "euler_maruyama",
     "exp_multistep",
     "flow_heun",
     "fpndm",
+    "from_diffusers",
     "ghvb",
     "heavy_ball",
     "heun",
@@ -65,6 +70,7 @@ __all__ = [
     "kutta3",
     "linear",
     "lms",
+    "measure_local_error",
     "per_sample_ratio",
     "plms",
     "predictor_corrector",

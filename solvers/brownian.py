@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import PyTree
 from diffsample.process import Process
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
@@ -35,13 +34,15 @@ NEAR = 1e-9  # of a cell: an end this close to the middle is the middle
 
 
 class Cut(NamedTuple):
-    """One operation on the stack; arrays of m in a plan. The part on the left is what is on top afterwards."""
+    """One operation on the open cells, of which `Walk.head` is the first; arrays of m in a plan."""
 
-    cell: Any  # number of the cell that is cut, whose draw is used; 0 cuts nothing
-    top: Any  # where the stack's top is, before
+    cell: Any  # number of the cell that is cut in two, whose draw is used; 0 cuts nothing
     keep: Any  # sqrt(rho); 1 where nothing is cut
     mix: Any  # sqrt(1 - rho)
-    share: Any  # weight of the left part in the row's draw, 0 where it is cut further or lies between no rows
+    share: Any  # weight of the left part in the row's draw; 0 where it is cut further or lies between no rows
+    push: Any  # slot that receives the right part
+    pop: Any  # slot of the cell that follows the left part
+    done: Any  # whether the left part is not cut further
 
 
 class Span(NamedTuple):
@@ -53,10 +54,11 @@ class Span(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A sample's place on its path."""
+    """A sample's place on its path: the normalised increments of the open cells."""
 
     keys: Array  # [B]
-    stack: Array  # [B, depth, size] normalised increments of the open cells
+    head: Array  # [B, size] of the first cell
+    rest: Array  # [B, depth, size] of the others, the last one first
 
 
 @pytree
@@ -66,39 +68,38 @@ class BrownianPath:
     cuts: Cut  # [m]
     spans: Span  # [n+1], the last of the closing update
     depth: int = static()
+    strays: bool = static()  # whether some rows draw beside the path
 
     def init(self, keys: Array, x: Array) -> Walk:
         """The whole path as one open cell; keys are those of the samples."""
-        keys = fold(keys, PATH_STREAM)
-        root = normal(fold(keys, 0), (len(x), max(1, math.prod(x.shape[1:]))), x.dtype)
-        return Walk(keys, jnp.zeros((len(x), self.depth, root.shape[1]), x.dtype).at[:, 0].set(root))
+        keys, size = fold(keys, PATH_STREAM), max(1, math.prod(x.shape[1:]))
+        root = normal(fold(keys, 0), (len(x), size), x.dtype)
+        return Walk(keys, root, jnp.zeros((len(x), self.depth, size), x.dtype))
 
     def draw(self, walk: Walk, span: Span, shape: tuple[int, ...]) -> tuple[Array, Walk]:
         """(z, the walk after it): z [B, ...] is standard normal; zero on rows that draw nothing."""
-        dtype, batch, size = walk.stack.dtype, walk.stack.shape[0], walk.stack.shape[2]
-        cuts = jax.tree.map(jax.lax.stop_gradient, self.cuts)
-        stack, keys = jax.lax.stop_gradient(walk.stack), walk.keys
+        keys, dtype, zero = walk.keys, walk.head.dtype, jnp.zeros_like(walk.head)
+        cuts, head, rest = jax.tree.map(jax.lax.stop_gradient, (self.cuts, walk.head, walk.rest))
 
         def z_of(cell: Array) -> Array:
-            return normal(fold(keys, cell), (batch, size), dtype)
+            return normal(fold(keys, cell), zero.shape, dtype)
 
-        def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            z, stack = carry
+        def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            z, head, rest = carry
             cut = jax.tree.map(lambda leaf: leaf[i], cuts)
             keep, mix, share = (jnp.asarray(v, dtype) for v in (cut.keep, cut.mix, cut.share))
-            new = jax.lax.cond(cut.cell > 0, z_of, lambda _: jnp.zeros((batch, size), dtype), cut.cell)
-            whole = jax.lax.dynamic_index_in_dim(stack, cut.top, 1, keepdims=False)
-            left, right = keep * whole + mix * new, mix * whole - keep * new
-            stack = jax.lax.dynamic_update_index_in_dim(stack, right, cut.top, 1)
-            stack = jax.lax.dynamic_update_index_in_dim(stack, left, cut.top + (cut.cell > 0), 1)
-            return z + share * left, stack
+            new = jax.lax.cond(cut.cell > 0, z_of, lambda _: zero, cut.cell)
+            left, right = keep * head + mix * new, mix * head - keep * new
+            rest = jax.lax.dynamic_update_index_in_dim(rest, right, cut.push, 1)
+            following = jax.lax.dynamic_index_in_dim(rest, cut.pop, 1, keepdims=False)
+            return z + share * left, jnp.where(cut.done, following, left), rest
 
         def beside(_: Array) -> Array:
-            return normal(fold(fold(keys, PATH_STREAM), span.fresh), (batch, size), dtype)
+            return normal(fold(fold(keys, PATH_STREAM), span.fresh), zero.shape, dtype)
 
-        start = jax.lax.cond(span.fresh > 0, beside, lambda _: jnp.zeros((batch, size), dtype), span.fresh)
-        z, stack = jax.lax.fori_loop(span.first, span.last, body, (start, stack))
-        return z.reshape(shape), Walk(keys, stack)
+        start = jax.lax.cond(span.fresh > 0, beside, lambda _: zero, span.fresh) if self.strays else zero
+        z, head, rest = jax.lax.fori_loop(span.first, span.last, body, (start, head, rest))
+        return z.reshape(shape), Walk(keys, head, rest)
 
 
 def brownian_path(tableau: Tableau, start: float | None = None, stop: float | None = None) -> BrownianPath:
@@ -138,12 +139,11 @@ def brownian_path(tableau: Tableau, start: float | None = None, stop: float | No
     cuts, bounds, depth = _lay(ends, start, stop)
     spans = [Span(*(bounds[k] if k is not None else (0, 0)), f) for k, f in zip(pieces, fresh, strict=True)]
     room = max(len(cuts), 4 * (tableau.rows + 8))  # of one size for all grids of a length, so that they share programs
-    cuts += [Cut(0, 0, 1.0, 0.0, 0.0)] * (room - len(cuts))
-    dtypes = Cut(np.uint32, np.int32, np.float64, np.float64, np.float64)
+    cuts += [Cut(0, 1.0, 0.0, 0.0, 0, 0, False)] * (room - len(cuts))
+    dtypes = Cut(np.uint32, np.float64, np.float64, np.float64, np.int32, np.int32, np.bool_)
     columns = Cut(*(np.array(column, dtype) for column, dtype in zip(zip(*cuts, strict=True), dtypes, strict=True)))
     rows = Span(*(np.array(column, np.int32) for column in zip(*spans, strict=True)))
-    plan = BrownianPath(columns, rows, -(-max(depth, 8) // 4) * 4)
-    return jax.tree.map(jnp.asarray, plan)
+    return jax.tree.map(jnp.asarray, BrownianPath(columns, rows, -(-max(depth, 8) // 4) * 4, any(fresh)))
 
 
 def _ends(process: Process | None, start: float | None, stop: float | None) -> tuple[float, float]:
@@ -179,7 +179,7 @@ class _Step(NamedTuple):
     low: float
     at: float | None
     high: float
-    top: int  # where it lies on the stack
+    top: int  # number of open cells after it
 
 
 def _lay(ends: list[float], start: float, stop: float) -> tuple[list[Cut], list[tuple[int, int]], int]:
@@ -200,14 +200,15 @@ def _lay(ends: list[float], start: float, stop: float) -> tuple[list[Cut], list[
             break
         if cell.at is not None:
             rho = _share(tau(cell.low), tau(cell.at), tau(cell.high))
-            cuts.append(Cut(cell.number, cell.top, math.sqrt(rho), math.sqrt(1 - rho), 0.0))
-            deepest, joins = max(deepest, cell.top + 2), True
+            cuts.append(Cut(cell.number, math.sqrt(rho), math.sqrt(1 - rho), 0.0, cell.top, cell.top, False))
+            deepest, joins = max(deepest, cell.top + 1), True
             continue
         share = 0.0 if reached < 0 else _part(tau, cell, places[reached], places[reached + 1])
         if joins:  # the left part of the cut just made
-            cuts[-1] = cuts[-1]._replace(share=share)
+            cuts[-1] = cuts[-1]._replace(share=share, done=True)
         else:
-            cuts.append(Cut(0, cell.top, 1.0, 0.0, share))
+            deepest = max(deepest, cell.top + 1)  # its empty right part goes to a free slot
+            cuts.append(Cut(0, 1.0, 0.0, share, cell.top, max(cell.top - 1, 0), True))
         joins = False
         if reached >= 0 and cell.high == places[reached + 1]:
             bounds.append((first, len(cuts)))

@@ -48,11 +48,14 @@ class ShiftState(NamedTuple):
     point: Array  # [B, ...] where the network was called last
     source: Level  # [B] level of `base`: the shifted one
     level: Level  # [B] level of `point`
-    past: Array  # [S, B, ...] outputs
-    places: Array  # [S, B] half log-SNR of the outputs
+    past: tuple[Array, ...]  # S of [B, ...], outputs
+    places: Array  # [B, S] half log-SNR of the outputs
     prediction: Prediction
     memory: PyTree
-    row: ShiftRow
+    gain: Array  # [B] of the coming move
+    std: Array  # [B]
+    index: Array
+    stage: Array
 
 
 @pytree
@@ -87,12 +90,10 @@ class TimeShift:
     def init(self, keys: Array, x: Array, cond: PyTree) -> ShiftState:
         if self.half and x[0].size < 2:
             raise ValueError(f"a sample of shape {x.shape[1:]} has no variance; time shift needs two numbers or more")
-        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], self.rows)
-        level = self._level(row.now.t, x)
-        past = jnp.zeros((self.slots, *x.shape), x.dtype)
-        zero = jnp.zeros_like(x)
-        return ShiftState(x, x, level, level, past, jnp.zeros(past.shape[:2], x.dtype), Prediction(zero, zero),
-                          self.denoiser.init(x), row)  # fmt: skip
+        level, zero = self._level(self.rows.now.t[0], x), jnp.zeros_like(x)
+        places, number = jnp.zeros((x.shape[0], self.slots), x.dtype), jnp.zeros((), jnp.result_type(self.rows.index))
+        return ShiftState(x, x, level, level, (zero,) * self.slots, places, Prediction(zero, zero),
+                          self.denoiser.init(x), places[:, 0], places[:, 0], number, number)  # fmt: skip
 
     def step(self, keys: Array, state: ShiftState, step: ShiftRow, cond: PyTree) -> ShiftState:
         target, moved = self._moved(keys, state, step.move)
@@ -107,23 +108,29 @@ class TimeShift:
         base = jnp.where(step.inner, state.base, point)
         source = jax.tree.map(lambda old, new: jnp.where(step.inner, old, new), state.source, level)
         output = prediction.eps if self.method.noise_form else prediction.x0
-        past, places = state.past.at[step.slot].set(output), state.places.at[step.slot].set(_half_logsnr(level))
-        return ShiftState(base, point, source, level, past, places, prediction, memory, step)
+        past = tuple(jnp.where(step.slot == i, output, old) for i, old in enumerate(state.past))
+        places = state.places.at[:, step.slot].set(_half_logsnr(level))
+        gain, std = self._coming(source, level, places, step)
+        return ShiftState(
+            base, point, source, level, past, places, prediction, memory, gain, std, step.index, step.stage
+        )
 
     def finish(self, keys: Array, state: ShiftState, cond: PyTree) -> Array:
         return self._moved(keys, state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], self.rows.coming))[1]
 
     def view(self, state: ShiftState) -> View:
         """Level, gain and std are [B]; the coming move is towards the nominal level."""
-        row, level = state.row, state.level
-        target = self._level(row.coming.to.t, state.point)
-        _, total, up = self.method.coefficients(state.source, target)
-        weight = self.method.weigh(state.source, target, row.coming, state.places)[row.slot]
+        return View(state.point, state.level, state.prediction, state.memory, state.gain, state.std, state.index,
+                    state.stage, jnp.ones((), bool))  # fmt: skip
+
+    def _coming(self, source: Level, level: Level, places: Array, row: ShiftRow) -> tuple[Array, Array]:
+        """gain and std of the move that follows this row, [B]; none where an inner call follows."""
+        target = self._level(row.coming.to.t, places)
+        _, total, up = self.method.coefficients(source, target)
+        weight = self.method.weigh(source, target, row.coming, places.T)[row.slot]
         slope = -level.alpha / level.sigma if self.method.noise_form else 1.0
-        inner = row.coming.part < 1  # then the base state does not move
-        gain, std = (jnp.where(inner, 0.0, value) for value in (total * weight * slope, up))
-        return View(state.point, level, state.prediction, state.memory, gain, std, row.index, row.stage,
-                    jnp.ones((), bool))  # fmt: skip
+        gain, std = (jnp.where(row.coming.part < 1, 0.0, value) for value in (total * weight * slope, up))
+        return gain, std
 
     def _level(self, t: Any, x: Array) -> Level:
         """The process at one time a sample."""
@@ -135,7 +142,7 @@ class TimeShift:
         part, end = jnp.asarray(move.part, s.t.dtype), jnp.asarray(move.to.t, s.t.dtype)
         target = self._level(jnp.where(part == 1, end, s.t + part * (end - s.t)), state.base)
         carry, total, up = self.method.coefficients(s, target)
-        weights = total[None] * self.method.weigh(s, target, move, state.places)
+        weights = total[None] * self.method.weigh(s, target, move, state.places.T)
         x = expand(carry, state.base) * state.base
         for slot in range(self.slots):
             x = x + expand(weights[slot], x) * state.past[slot]

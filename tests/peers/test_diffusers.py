@@ -5,8 +5,8 @@ tables are given more digits (not other values) before it runs. Where an option 
 first or last steps it is switched off; so is a last step into sigma = 0 where they cannot take it (UniPC and the noise
 forms). Left out as no oracles: singlestep order 3 (their inner stage is the second-order midpoint rule, not the
 third-order method's; k-diffusion has that one), the stochastic form of DPM-Solver++ of order 3 (the 1/2 of its
-curvature term has the wrong sign, which leaves order 1; k-diffusion's dpmpp_3m_sde is right), churn (the network does not see the noise that they add), DDIM with
-linspace spacing (wrong strides), FlowMatchEuler's shifted end (its grid, not its steps, shifts twice).
+curvature term has the wrong sign, which leaves order 1; k-diffusion's dpmpp_3m_sde is right), churn (the network does
+not see the noise that they add), DDIM with linspace spacing (wrong strides).
 """
 
 import sys
@@ -25,8 +25,8 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # their deprecations
 TOLERANCE = 1e-5
 STEPS = 9
-VP = ds.VariancePreserving(0.1, 40.0)  # any process with alpha^2 + sigma^2 = 1 has their levels; this one has them all
-VE = ds.VarianceExploding(0.001, 1000.0)
+VP = ds.VariancePreserving(0.1, 100.0)  # any process with alpha^2 + sigma^2 = 1 has their levels; this one has them all
+VE = ds.VarianceExploding(0.001, 5000.0)
 FLOW = ds.FlowMatching()
 KEPT = {"lower_order_final": False}
 NOT_CLEAN = {"final_sigmas_type": "sigma_min", **KEPT}
@@ -66,6 +66,7 @@ def flow_times(scheduler) -> tuple[np.ndarray, np.ndarray]:
 
 
 def times(process: ds.Process, noise: np.ndarray) -> np.ndarray:
+    noise = noise if process is FLOW else np.minimum(noise, 1e8)  # alpha = 0
     with np.errstate(divide="ignore"):
         return np.asarray(process.t_from_half_logsnr(-np.log(noise)))
 
@@ -80,6 +81,12 @@ def velocity(x, x0, level):
 
 def v(x, x0, level):
     return level.alpha * eps(x, x0, level) - level.sigma * x0
+
+
+def exploding_v(x, x0, level):
+    """v in terms of x / alpha."""
+    scale = 1 / np.sqrt(1 + level.sigma**2)
+    return scale * (x - x0) / level.sigma - level.sigma * scale * x0
 
 
 def preconditioned(x, x0, level):
@@ -247,3 +254,67 @@ def test_sa_solver_equals_diffusers(predictor, corrector, tau, monkeypatch):
     made.tau_func = lambda t: tau * float(t > last)  # the authors' last step draws no noise; theirs leaves it to tau
     solver = partial(solvers.sa_solver, predictor=predictor, corrector=corrector, tau=tau, few_steps=True)
     assert gap(made, solver, patch=monkeypatch) < TOLERANCE
+
+
+STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+IMPORTED = [
+    ("DDIM", {**STABLE, "clip_sample": False, "set_alpha_to_one": False}),
+    ("DDIM", {"clip_sample": False, "num_train_timesteps": 900, **ZERO}),
+    ("DDPM", {"clip_sample": False, "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_large"}),
+    ("DDPM", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    ("PNDM", {**STABLE, "skip_prk_steps": True}),
+    (
+        "PNDM",
+        {"skip_prk_steps": True, "set_alpha_to_one": True, "trained_betas": np.geomspace(1e-4, 0.01, 1000).tolist()},
+    ),
+    ("EulerDiscrete", STABLE),
+    ("EulerDiscrete", {**STABLE, "use_karras_sigmas": True, "timestep_spacing": "leading"}),
+    ("EulerDiscrete", {**STABLE, "timestep_spacing": "leading", "final_sigmas_type": "sigma_min"}),
+    ("EulerDiscrete", {**STABLE, **ZERO}),
+    ("EulerAncestralDiscrete", {**STABLE, **ZERO}),
+    ("HeunDiscrete", {}),
+    ("HeunDiscrete", {"use_karras_sigmas": True}),
+    ("LMSDiscrete", {**STABLE, "use_exponential_sigmas": True}),
+    *[
+        ("DPMSolverMultistep", {**STABLE, "solver_order": order, "lower_order_final": low, **more})
+        for order in (2, 3)
+        for low in (True, False)
+        for more in ({}, {"timestep_spacing": "leading"}, {"use_karras_sigmas": True, "solver_type": "heun"})
+    ],
+    ("DPMSolverMultistep", {**STABLE, **ZERO}),
+    ("DPMSolverMultistep", {"euler_at_final": True, "final_sigmas_type": "sigma_min", "lower_order_final": False}),
+    ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3}),
+    ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    *[("UniPCMultistep", {"solver_order": order}) for order in (1, 2, 3)],
+    ("UniPCMultistep", {"solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistep", {**STABLE, **ZERO, "solver_order": 3}),
+    ("UniPCMultistep", {"predict_x0": False, "final_sigmas_type": "sigma_min", "solver_order": 3}),
+    ("UniPCMultistep", {"use_karras_sigmas": True, "sigma_min": 0.03, "sigma_max": 14.0}),
+    *[("DEISMultistep", {"solver_order": order, "timestep_spacing": "leading"}) for order in (1, 2, 3)],
+    ("EDMEuler", {"sigma_schedule": "exponential"}),
+    ("EDMDPMSolverMultistep", {"sigma_max": 100.0, "rho": 5.0, "solver_order": 3}),
+    ("FlowMatchEulerDiscrete", {"shift": 3.0}),
+    ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+]
+EXPLODING = ("Euler", "Heun", "LMS", "EDM")
+
+
+@pytest.mark.parametrize(("name", "config"), IMPORTED)
+def test_imported_scheduler_equals_diffusers(name, config, monkeypatch):
+    made, found = scheduler(name, **config), solvers.from_diffusers({"_class_name": f"{name}Scheduler", **config})
+    levels = flow_times if name.startswith("Flow") else by_sigma if hasattr(made, "sigmas") else by_index
+    if not made.config.get("set_alpha_to_one", True):
+        calls, noise = levels(made)
+        noise[-1] = np.sqrt(1 / made.alphas_cumprod[0].item() - 1)
+        levels = lambda _: (calls, noise)  # noqa: E731
+
+    grid = found.grid(STEPS)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(grid.sigma / grid.alpha, levels(made)[1], rtol=5e-4)  # theirs is float32
+    process = FLOW if name.startswith("Flow") else VE if name.startswith(EXPLODING) else VP
+    predict = {"noise": eps, "v": v, "velocity": velocity, "edm": preconditioned}[found.predicts]
+    if process is VE and found.predicts == "v":
+        predict = exploding_v
+    tableau = lambda p, t: found.tableau(p, ds.times.custom(p, t))  # noqa: E731
+    assert gap(made, tableau, process=process, levels=levels, predict=predict, patch=monkeypatch) < 2 * TOLERANCE
