@@ -97,7 +97,7 @@ def on_trivial_model(methods: Sequence[str], repeats: int) -> None:
 def main(methods: Sequence[str], quick: bool) -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     on_digits(methods, 100 if quick else SAMPLES)
-    on_trivial_model(methods, 2 if quick else 8)
+    on_trivial_model(methods, 2 if quick else 20)
 
 
 def distance(score: demo.Score) -> str:

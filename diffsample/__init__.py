@@ -1,5 +1,7 @@
 """diffsample: sampling from diffusion models in JAX; solvers, guidance and samplers that compose."""
 
+from typing import TYPE_CHECKING, Any
+
 from diffsample import exact, guidance, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
@@ -16,15 +18,6 @@ from diffsample.denoiser import (
     quarter_log_noise,
 )
 from diffsample.grid import Grid
-from diffsample.likelihood import (
-    LogLikelihood,
-    bits_per_dim,
-    dequantise,
-    every_axis,
-    gaussian,
-    log_likelihood,
-    rademacher,
-)
 from diffsample.process import (
     Cosine,
     FlowMatching,
@@ -39,6 +32,14 @@ from diffsample.sampler import Sampler, View
 from diffsample.sampling import NonFiniteError, diffuse, sample
 from diffsample.stability import StabilityRegion, real_axis_limit, stability_plot, stability_region, steady_tableau
 from diffsample.tableau import Tableau, pad, stack
+
+if TYPE_CHECKING:
+    from diffsample.likelihood import (
+        LogLikelihood,
+        bits_per_dim,
+        dequantise,
+        log_likelihood,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,20 +72,17 @@ __all__ = [
     "certificate",
     "dequantise",
     "diffuse",
-    "every_axis",
     "exact",
     "from_callable",
     "from_equinox",
     "from_linen",
     "from_nnx",
-    "gaussian",
     "guidance",
     "log_likelihood",
     "noise_scale",
     "pad",
     "process_time",
     "quarter_log_noise",
-    "rademacher",
     "real_axis_limit",
     "sample",
     "solvers",
@@ -94,3 +92,17 @@ __all__ = [
     "steady_tableau",
     "times",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The likelihood at first use, because diffrax takes a third of the import time."""
+    if name in (
+        "LogLikelihood",
+        "bits_per_dim",
+        "dequantise",
+        "log_likelihood",
+    ):
+        from diffsample import likelihood
+
+        return getattr(likelihood, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

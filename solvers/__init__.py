@@ -3,22 +3,23 @@
 if __name__ != "diffsample.solvers":
     raise ImportError("import diffsample.solvers, not solvers")
 
-from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
+from typing import TYPE_CHECKING, Any
+
 from diffsample.solvers.brownian import BrownianPath, brownian_path
 from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
 from diffsample.solvers.equal_error import equal_error_grid, measure_local_error
 from diffsample.solvers.importing import Scheduler, from_diffusers
-from diffsample.solvers.momentum import ghvb, heavy_ball
-from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
-from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
-from diffsample.solvers.pndm import fpndm, spndm
-from diffsample.solvers.predictor_corrector import (
+from diffsample.solvers.langevin import (
     PredictorCorrector,
     annealed_langevin,
     batch_mean_ratio,
     per_sample_ratio,
     predictor_corrector,
 )
+from diffsample.solvers.momentum import ghvb, heavy_ball
+from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
+from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
+from diffsample.solvers.pndm import fpndm, spndm
 from diffsample.solvers.restarting import restart
 from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
 from diffsample.solvers.score_sde import ald, ancestral_sampling, euler_maruyama, reverse_diffusion
@@ -28,6 +29,9 @@ from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
 from diffsample.solvers.tabular import Linear, linear
 from diffsample.solvers.time_shift import TimeShift, shifted, shifted_exponential
 from diffsample.solvers.unified import unipc
+
+if TYPE_CHECKING:
+    from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
 
 __all__ = [
     "BrownianPath",
@@ -88,3 +92,12 @@ __all__ = [
     "spndm",
     "unipc",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The adaptive solvers at first use, because diffrax takes a third of the import time."""
+    if name in ("Path", "Solved", "solve_ode", "solve_sde"):
+        from diffsample.solvers import adaptive
+
+        return getattr(adaptive, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 The path W runs on the clock (alpha / sigma)^2, on which ancestral sampling is dy = E[x0|y] dtau + dW, y = alpha x /
 sigma^2. A row's draw is the increment of W over the noise levels that the row crosses, divided by its standard
-deviation. W is refined by bridges on one dyadic tree over half log-SNR. In normalised increments a bridge is a rotation: a
-cell with the normal e, cut where its clock has the share rho, has the parts
+deviation. W is refined by bridges on one dyadic tree over half log-SNR. In normalised increments a bridge is a
+rotation: a cell with the normal e, cut where its clock has the share rho, has the parts
 
     left = sqrt(rho) e + sqrt(1 - rho) z        right = sqrt(1 - rho) e - sqrt(rho) z
 

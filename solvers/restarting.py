@@ -35,7 +35,8 @@ def restart(
 
     Each repeat adds sqrt(high^2 - low^2) z in x / alpha, with low the level of the grid point, then takes points - 1
     Heun steps on a Karras grid from high to low. Order 2 (weak order 2) if the points of the segments grow with the
-    grid; 2N - 1 + sum 2 (points - 1) repeats calls on a grid of N moves that ends clean; repeats = 0 is `heun`. Segments at one point follow each other as given.
+    grid; 2N - 1 + sum 2 (points - 1) repeats calls on a grid of N moves that ends clean; repeats = 0 is `heun`.
+    Segments at one point follow each other as given.
 
     Args:
         process, times: as for `heun`.

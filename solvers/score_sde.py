@@ -37,8 +37,9 @@ def euler_maruyama(
     """Euler-Maruyama on the reverse SDE: x_t = x_s - (f x_s - g^2 score) dt + g sqrt(dt) z, f and g at s.
 
     Order 1 (in law, unless flow; none claimed with corrections), 1 + corrections calls a step; dt = s - t, on
-    VarianceExploding dt = log(s / t), the published exponential schedule, whose grids must end at sigma > 0. VP has f = -beta / 2 and g^2 = beta, sub-VP the
-    same f and g^2 = beta (1 - alpha^4), VE f = 0 and g^2 = 2 sigma^2. Not exact on a point mass.
+    VarianceExploding dt = log(s / t), the published exponential schedule, whose grids must end at sigma > 0. VP has f =
+    -beta / 2 and g^2 = beta, sub-VP the same f and g^2 = beta (1 - alpha^4), VE f = 0 and g^2 = 2 sigma^2. Not exact on
+    a point mass.
 
     Args:
         process: `VariancePreserving`, `SubVP` or `VarianceExploding`.
@@ -94,8 +95,9 @@ def reverse_diffusion(
     """Reverse diffusion: the reverse SDE discretised like the forward chain, x_t = (2 - a) x_s + g^2 score + g z.
 
     Order 1 (in law, unless flow; none claimed with corrections), 1 + corrections calls a step; a and g of the forward
-    kernel between the two levels, so that `DiscreteBetas` and geometric VE grids give the published tables. Exact on a point mass where alpha = 1.
-    Any start, alpha = 0 included. With corrections=1 it is the paper's PC sampler with Langevin steps of fixed size.
+    kernel between the two levels, so that `DiscreteBetas` and geometric VE grids give the published tables. Exact on a
+    point mass where alpha = 1. Any start, alpha = 0 included. With corrections=1 it is the paper's PC sampler with
+    Langevin steps of fixed size.
 
     Args:
         process, times: as for `ddim`.
@@ -131,7 +133,8 @@ def ancestral_sampling(
     """Ancestral sampling of score-SDE: x_t = (x_s + g^2 score) / a + c z, c = g, but g sigma_t / sigma_s on VE.
 
     Order 1 in law (none claimed with corrections), 1 + corrections calls a step; exact on a point mass. Without
-    corrections it is `ddpm` with large=True, and on VE with large=False. With corrections it is a predictor-corrector sampler.
+    corrections it is `ddpm` with large=True, and on VE with large=False. With corrections it is a predictor-corrector
+    sampler.
 
     Args:
         process, times: as for `ddim`, but not `SubVP`, for which nothing is published (use `ddpm`), and alpha > 0.

@@ -117,7 +117,7 @@ class Linear:
     def _spans(self, rows: slice | int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[rows], self.path.spans) if self.path else ()
 
-    def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None) -> tuple[Array, ...]:
+    def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None) -> tuple:
         """A X + B F + c z."""
         first = state.registers[0]
         parts = state.registers + state.past

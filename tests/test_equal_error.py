@@ -55,7 +55,7 @@ def test_local_error_of_an_exact_method_is_rounding_and_is_the_same_in_every_sca
     np.testing.assert_allclose(
         solvers.measure_local_error(KEY, ds.exact.PointMass(1.0), solvers.ddim, grid, (8,)), 0, atol=1e-5
     )
-    ve = ds.VarianceExploding()
+    ve = ds.VarianceExploding(0.002, 200.0)
     same = ds.times.custom(ve, grid.sigma / grid.alpha)
     flow = [solvers.measure_local_error(KEY, P1, solvers.ddim, g, (4000,)) for g in (grid, same)]
     np.testing.assert_allclose(flow[0], flow[1], rtol=0.05)  # alpha x0 + sigma z starts a little off in VE

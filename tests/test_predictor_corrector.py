@@ -8,7 +8,7 @@ import pytest
 import diffsample as ds
 from diffsample import solvers
 from diffsample.sampling import CLOSING_STREAM
-from diffsample.solvers.predictor_corrector import batch_mean_ratio, per_sample_ratio
+from diffsample.solvers.langevin import batch_mean_ratio, per_sample_ratio
 
 VE, VP = ds.VarianceExploding(0.01, 50.0), ds.VariancePreserving()
 BETAS = ds.DiscreteBetas.linear()

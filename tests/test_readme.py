@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ def test_the_worked_diff_is_a_method_that_passes_its_certificate():
     assert len(diff.splitlines()) < 40
     hunks = [part.partition("\n") for part in diff.split("--- a/")[1:]]
     code = {name: "\n".join(line[1:] for line in body.splitlines()) for name, _, body in hunks}
-    scope = dict(Process=Process, Grid=Grid, Sequence=Sequence, Tableau=Tableau, Program=Program, as_grid=as_grid,
-                 rescaled_noise=rescaled_noise, ds=ds, np=np, partial=partial, solvers=solvers)  # fmt: skip
+    names = (Process, Grid, Sequence, Tableau, Program, as_grid, rescaled_noise, partial)
+    scope: dict[str, Any] = {name.__name__: name for name in names} | {"ds": ds, "np": np, "solvers": solvers}
     exec(code["solvers/multistep.py"], scope)
     exec(code["tests/test_multistep.py"], scope)
     scope["test_ab2_is_plms_on_a_uniform_grid"]()

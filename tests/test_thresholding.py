@@ -1,5 +1,7 @@
 """Clipping and dynamic thresholding of x0: small exact cases, the pair, and what DDIM makes of it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,10 @@ def answer(params, x, t, cond):
     return params + 0 * x
 
 
-def point(level=ds.Level(1.0, 0.6, 0.8), batch=1):
+LEVEL = ds.Level(1.0, 0.6, 0.8)
+
+
+def point(level=LEVEL, batch=1):
     return ds.Point(level, level, jnp.int32(0), jnp.int32(0), jax.random.split(KEY, batch))
 
 
@@ -80,7 +85,7 @@ def test_ddim_of_a_clipped_pair_is_the_formula_of_diffusers(solver, keep_eps):
     law = ds.exact.Gaussian(0.5, 2.0)
     x = expected = jnp.linspace(-2.0, 2.0, 9)
     levels = [ds.Level(*map(float, level)) for level in zip(*GRID.levels, strict=True)]
-    for s, t in zip(levels[:-1], levels[1:], strict=True):
+    for s, t in itertools.pairwise(levels):
         found, _ = law(expected, point(s, 9), None, ())
         clipped = jnp.clip(found.x0, -1, 1)
         eps = found.eps if keep_eps else (expected - s.alpha * clipped) / s.sigma

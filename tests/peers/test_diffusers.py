@@ -5,8 +5,8 @@ tables are given more digits (not other values) before it runs. Where an option 
 first or last steps it is switched off; so is a last step into sigma = 0 where they cannot take it (UniPC and the noise
 forms). Left out as no oracles: singlestep order 3 (their inner stage is the second-order midpoint rule, not the
 third-order method's; k-diffusion has that one), the stochastic form of DPM-Solver++ of order 3 (the 1/2 of its
-curvature term has the wrong sign, which leaves order 1; k-diffusion's dpmpp_3m_sde is right), churn (the network does
-not see the noise that they add), DDIM with linspace spacing (wrong strides).
+curvature term has the wrong sign; with it turned they agree, and k-diffusion's dpmpp_3m_sde has it right), churn (the
+network does not see the noise that they add), DDIM with linspace spacing (wrong strides).
 """
 
 import sys
