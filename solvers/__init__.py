@@ -23,6 +23,14 @@ from diffsample.solvers.pndm import fpndm, spndm
 from diffsample.solvers.restarting import restart
 from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
 from diffsample.solvers.score_sde import ald, ancestral_sampling, euler_maruyama, reverse_diffusion
+from diffsample.solvers.shift_variants import (
+    ShiftedQuery,
+    TargetShift,
+    shifted_adm_code,
+    shifted_deis_code,
+    shifted_dpm_code,
+    shifted_pnm_code,
+)
 from diffsample.solvers.singlestep import dpm_singlestep, dpmpp_2s_ancestral, dpmpp_singlestep, singlestep_orders
 from diffsample.solvers.singlestep_sde import dpmpp_sde, seeds2
 from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
@@ -39,7 +47,9 @@ __all__ = [
     "Path",
     "PredictorCorrector",
     "Scheduler",
+    "ShiftedQuery",
     "Solved",
+    "TargetShift",
     "TimeShift",
     "ald",
     "ancestral_sampling",
@@ -85,7 +95,11 @@ __all__ = [
     "sde_dpmpp",
     "seeds2",
     "shifted",
+    "shifted_adm_code",
+    "shifted_deis_code",
+    "shifted_dpm_code",
     "shifted_exponential",
+    "shifted_pnm_code",
     "singlestep_orders",
     "solve_ode",
     "solve_sde",

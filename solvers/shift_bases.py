@@ -103,6 +103,27 @@ class Exponential:
         return jnp.zeros_like(places).at[move.slots].set(jnp.stack(shares))
 
 
+@pytree
+class Midpoint:
+    """DPM-Solver-2 multistep on eps with the midpoint weights of its code, at every sample's own half log-SNR."""
+
+    noise_form = True
+    draws = False
+
+    def coefficients(self, s: Level, t: Level) -> tuple[Array, Array, Array]:
+        return Transfer().coefficients(s, t)
+
+    def weigh(self, s: Level, t: Level, move: Move, places: Array) -> Array:
+        """[S, B]: 1 + r, -r with r = h / 2 over the gain between the two outputs; 1, 0 where there is no such ratio."""
+        if len(places) < 2:
+            return jnp.ones_like(places)
+        newest, older = places[move.slots]
+        two = (jnp.asarray(move.weights)[move.slots][1] > 0) & (t.sigma > 0) & (newest != older)
+        h = jnp.log(jnp.where(two, t.alpha * s.sigma / (jnp.where(two, t.sigma, 1.0) * s.alpha), 1.0))
+        ratio = jnp.where(two, h / (2 * jnp.where(two, newest - older, 1.0)), 0.0)
+        return jnp.zeros_like(places).at[move.slots].set(jnp.stack([1 + ratio, -ratio]))
+
+
 def phi(k: int, z: Array) -> Array:
     """phi_k(z) = sum_j z^j / (j + k)! on the device, k <= 3.
 
@@ -143,6 +164,28 @@ def read(t: Tableau) -> tuple[Any, np.ndarray]:
         raise ValueError(f"{t.about.name} is not a base method of shifted; use ddim, ddpm, plms, ipndm, spndm or fpndm "
                          f"(with more steps than their start has), or shifted_exponential")  # fmt: skip
     return Transfer(), weights
+
+
+def variance(x: Array) -> Array:
+    """Unbiased variance of every sample over its numbers, [B]."""
+    if x[0].size < 2:
+        raise ValueError(f"a sample of shape {x.shape[1:]} has no variance; time shift needs two numbers or more")
+    return jnp.var(x.reshape(x.shape[0], -1), axis=1, ddof=1)
+
+
+def nearest(var: Array, expected: Array, center: Array, half: int) -> Array:
+    """The index within half a window of the center, [B], whose expected variance is nearest; the lowest of equals."""
+    k = jnp.clip(center[:, None] + jnp.arange(-half, half + 1)[None], 0, len(expected) - 1)
+    best = jnp.argmin(jnp.abs(var[:, None] - expected[k]), axis=1)
+    return jnp.take_along_axis(k, best[:, None], axis=1)[:, 0]
+
+
+def table_index(t: Any, total: int) -> np.ndarray:
+    """Table indices of times, -1 at clean data; the times must be those of the table."""
+    index = np.rint(np.asarray(t) * total - 1).astype(int)
+    if not np.allclose(np.asarray(t) * total - 1, index, atol=1e-6):
+        raise ValueError(f"times {t} must be table times, (index + 1) / {total}")
+    return index
 
 
 def levels_before(t: Tableau) -> Level:

@@ -21,7 +21,7 @@ from diffsample.grid import Grid
 from diffsample.process import Level, Process
 from diffsample.sampler import View, fold, normal
 from diffsample.solvers.multistep import exp_multistep
-from diffsample.solvers.shift_bases import Exponential, Move, levels_before, read
+from diffsample.solvers.shift_bases import Exponential, Move, levels_before, read, table_index, variance
 from diffsample.solvers.tabular import DENOISER_STREAM
 from diffsample.struct import pytree, static
 from diffsample.tableau import Tableau, is_concrete
@@ -88,20 +88,28 @@ class TimeShift:
         return jnp.asarray(self.rows.now.sigma[0], dtype) * normal(keys, shape, dtype)
 
     def init(self, keys: Array, x: Array, cond: PyTree) -> ShiftState:
-        if self.half and x[0].size < 2:
-            raise ValueError(f"a sample of shape {x.shape[1:]} has no variance; time shift needs two numbers or more")
-        level, zero = self._level(self.rows.now.t[0], x), jnp.zeros_like(x)
+        level, zero = self.level_at(self.rows.now.t[0], x), jnp.zeros_like(x)
         places, number = jnp.zeros((x.shape[0], self.slots), x.dtype), jnp.zeros((), jnp.result_type(self.rows.index))
         return ShiftState(x, x, level, level, (zero,) * self.slots, places, Prediction(zero, zero),
                           self.denoiser.init(x), places[:, 0], places[:, 0], number, number)  # fmt: skip
 
     def step(self, keys: Array, state: ShiftState, step: ShiftRow, cond: PyTree) -> ShiftState:
-        target, moved = self._moved(keys, state, step.move)
-        point = jnp.where(step.first, state.base, moved)
-        level = jax.tree.map(lambda old, new: jnp.where(step.first, old, new), state.source, target)
+        level, point = self.arrived(keys, state, step)
         if self.half:
             level = jax.lax.cond(step.shifts, lambda: self._shifted(point, step.center), lambda: level)
-        at = Point(level, self._level(step.next.t, point), step.index, step.stage, fold(keys, DENOISER_STREAM))
+        return self.called(keys, state, step, level, point, cond)
+
+    def arrived(self, keys: Array, state: ShiftState, step: ShiftRow) -> tuple[Level, Array]:
+        """The level that a row's update reaches, [B], and the state there."""
+        target, moved = self.moved(keys, state, step.move)
+        point = jnp.where(step.first, state.base, moved)
+        return jax.tree.map(lambda old, new: jnp.where(step.first, old, new), state.source, target), point
+
+    def called(
+        self, keys: Array, state: ShiftState, step: ShiftRow, level: Level, point: Array, cond: PyTree
+    ) -> ShiftState:
+        """A row's call, at a point taken to be at a level."""
+        at = Point(level, self.level_at(step.next.t, point), step.index, step.stage, fold(keys, DENOISER_STREAM))
         prediction, memory = self.denoiser(point, at, cond, state.memory)
         if not isinstance(self.denoiser, Network):  # where a rule decouples eps from x0, the state follows the pair
             point = expand(level.alpha, point) * prediction.x0 + expand(level.sigma, point) * prediction.eps
@@ -110,37 +118,37 @@ class TimeShift:
         output = prediction.eps if self.method.noise_form else prediction.x0
         past = tuple(jnp.where(step.slot == i, output, old) for i, old in enumerate(state.past))
         places = state.places.at[:, step.slot].set(_half_logsnr(level))
-        gain, std = self._coming(source, level, places, step)
+        gain, std = self.coming(source, level, places, step)
         return ShiftState(
             base, point, source, level, past, places, prediction, memory, gain, std, step.index, step.stage
         )
 
     def finish(self, keys: Array, state: ShiftState, cond: PyTree) -> Array:
-        return self._moved(keys, state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], self.rows.coming))[1]
+        return self.moved(keys, state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], self.rows.coming))[1]
 
     def view(self, state: ShiftState) -> View:
         """Level, gain and std are [B]; the coming move is towards the nominal level."""
         return View(state.point, state.level, state.prediction, state.memory, state.gain, state.std, state.index,
                     state.stage, jnp.ones((), bool))  # fmt: skip
 
-    def _coming(self, source: Level, level: Level, places: Array, row: ShiftRow) -> tuple[Array, Array]:
+    def coming(self, source: Level, level: Level, places: Array, row: ShiftRow) -> tuple[Array, Array]:
         """gain and std of the move that follows this row, [B]; none where an inner call follows."""
-        target = self._level(row.coming.to.t, places)
+        target = self.level_at(row.coming.to.t, places)
         _, total, up = self.method.coefficients(source, target)
         weight = self.method.weigh(source, target, row.coming, places.T)[row.slot]
         slope = -level.alpha / level.sigma if self.method.noise_form else 1.0
         gain, std = (jnp.where(row.coming.part < 1, 0.0, value) for value in (total * weight * slope, up))
         return gain, std
 
-    def _level(self, t: Any, x: Array) -> Level:
+    def level_at(self, t: Any, x: Array) -> Level:
         """The process at one time a sample."""
         return self.process.level(jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]))
 
-    def _moved(self, keys: Array, state: ShiftState, move: Move) -> tuple[Level, Array]:
+    def moved(self, keys: Array, state: ShiftState, move: Move) -> tuple[Level, Array]:
         """The level that a move reaches and the state there."""
         s = state.source
         part, end = jnp.asarray(move.part, s.t.dtype), jnp.asarray(move.to.t, s.t.dtype)
-        target = self._level(jnp.where(part == 1, end, s.t + part * (end - s.t)), state.base)
+        target = self.level_at(jnp.where(part == 1, end, s.t + part * (end - s.t)), state.base)
         carry, total, up = self.method.coefficients(s, target)
         weights = total[None] * self.method.weigh(s, target, move, state.places.T)
         x = expand(carry, state.base) * state.base
@@ -150,7 +158,7 @@ class TimeShift:
 
     def _shifted(self, x: Array, center: Any) -> Level:
         """The level in the window whose variance is nearest to the sample's; the lowest index of equals."""
-        var = jnp.var(x.reshape(x.shape[0], -1), axis=1, ddof=1)
+        var = variance(x)
         k = jnp.clip(center + jnp.arange(-self.half, self.half + 1), 0, len(self.table.t) - 1)
         alpha, sigma = (jnp.asarray(scale, x.dtype)[k] for scale in (self.table.alpha, self.table.sigma))
         spread = jnp.broadcast_to(jnp.asarray(self.data_var, x.dtype), x.shape[:1])
@@ -192,7 +200,7 @@ def shifted(
     if not is_concrete(tableau):
         raise TypeError("shifted reads the rows of its table: build the sampler outside of jit, and pass it")
     method, weights = read(tableau)
-    return _build(denoiser, tableau, method, weights, window, cutoff, data_var)
+    return build(denoiser, tableau, method, weights, window, cutoff, data_var)
 
 
 def shifted_exponential(
@@ -235,10 +243,10 @@ def shifted_exponential(
     weights = np.zeros((base.rows + 1, base.slots))
     for row, count in enumerate(known):
         weights[row, np.asarray(base.slot)[row - count : row]] = 1.0
-    return _build(denoiser, base, Exponential(noise_form), weights, window, cutoff, data_var)
+    return build(denoiser, base, Exponential(noise_form), weights, window, cutoff, data_var)
 
 
-def _build(
+def build(
     denoiser: Denoiser, t: Tableau, method: Any, weights: np.ndarray, window: int, cutoff: int, data_var: Any
 ) -> TimeShift:
     process = t.about.process
@@ -248,9 +256,8 @@ def _build(
         raise ValueError(f"window={window} must not be negative")
     total, stage = len(process.betas), np.asarray(t.stage)
     starts = stage == 0
+    table_index(t.now.t[starts], total)
     center = np.rint(t.now.t * total - 1).astype(int)
-    if not np.allclose(t.now.t[starts] * total - 1, center[starts], atol=1e-6):
-        raise ValueError(f"times {t.now.t[starts]} must be table times, (index + 1) / {total}")
     s = levels_before(t)
     to = Level(*(np.append(now[:1], next) for now, next in zip(t.now, t.next, strict=True)))  # of the step behind
     reached = np.append(t.now.t, t.next.t[-1])

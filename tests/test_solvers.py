@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import PROCESSES, SOLVERS
+from methods import PROCESSES, SOLVERS, table_of
 
 import diffsample as ds
 from diffsample import solvers
@@ -103,7 +103,7 @@ def test_solver_is_exact_on_a_point_mass(name):
             assert type(process).__name__ in str(refused)
             continue
         mean, variance = output_moments(table, Moments(1.5, 0.0), Moments(0.3, table.now.sigma[0] ** 2))
-        assert mean == pytest.approx(1.5, abs=1e-9) and variance < 1e-13 * (1 + table.now.sigma[0] ** 2)
+        assert mean == pytest.approx(1.5, abs=1e-9) and variance < 1e-10  # of rounding; the start has 1 to 6400
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp", "dpmpp(taylor=True)"])
@@ -241,8 +241,7 @@ def test_steps_and_calls_are_known_before_running():
 
 
 def test_a_table_has_only_what_its_method_needs():
-    grid = ds.times.uniform_logsnr(VP, 12)
-    sizes = {name: (t.registers, t.slots) for name, t in ((n, s(VP, grid)) for n, s in SOLVERS.items())}
+    sizes = {name: (t.registers, t.slots) for name, t in ((name, table_of(name, 12)) for name in SOLVERS)}
     expected = {
         "ddim": (1, 1),
         "euler": (1, 1),
