@@ -118,8 +118,13 @@ def _sample_keys(key: Array, first: Any, n: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32))
 
 
+@jax.jit
+def _steps(sampler: Sampler) -> PyTree:
+    return sampler.steps
+
+
 def _rows(sampler: Sampler) -> int:
-    return jax.tree.leaves(jax.eval_shape(lambda sampler: sampler.steps, sampler))[0].shape[0]
+    return jax.tree.leaves(_steps.eval_shape(sampler))[0].shape[0]  # traced once a shape of sampler
 
 
 def _begin(sampler: Sampler, key: Array, first: Array, x: Any, observer: Any, shape: Any, dtype: Any, cond: PyTree):

@@ -206,33 +206,35 @@ def test_deis_code_on_a_table_of_x0_is_that_on_eps(x64):
     assert np.abs(out[0] - plain).max() > 1e-3
 
 
-def unshifted():
-    for name, base in [*PNM.items(), ("ddpm", solvers.ddpm)]:
-        yield name, lambda w, c, base=base: solvers.shifted_pnm_code(LAW, base(BETAS, GRID), window=w, cutoff=c), base
-    adm = lambda w, c: solvers.shifted_adm_code(LAW, BETAS, GRID, eta=0.5, window=w, cutoff=c)  # noqa: E731
-    yield "adm", adm, lambda p, g: solvers.ddim(p, g, eta=0.5)
-    dpm = lambda w, c: solvers.shifted_dpm_code(LAW, BETAS, GRID, window=w, cutoff=c)  # noqa: E731
-    yield "dpm", dpm, solvers.dpm_multistep
-    deis = lambda w, c: solvers.shifted_deis_code(LAW, solvers.deis_t(BETAS, GRID), window=w, cutoff=c)  # noqa: E731
-    yield "deis", deis, solvers.deis_t
+BASES = {**PNM, "ddpm": solvers.ddpm, "adm": lambda p, g: solvers.ddim(p, g, eta=0.5), "dpm": solvers.dpm_multistep,
+         "deis": solvers.deis_t}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "make", "base"), list(unshifted()), ids=lambda v: v if isinstance(v, str) else "")
-def test_no_window_or_a_high_cutoff_is_the_base_method(x64, name, make, base):
-    x = jnp.asarray(start(2, 5))
+def shifted(name, **options):
+    if name == "adm":
+        return solvers.shifted_adm_code(LAW, BETAS, GRID, eta=0.5, **options)
+    if name == "dpm":
+        return solvers.shifted_dpm_code(LAW, BETAS, GRID, **options)
+    make = solvers.shifted_deis_code if name == "deis" else solvers.shifted_pnm_code
+    return make(LAW, BASES[name](BETAS, GRID), **options)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_no_window_or_a_high_cutoff_is_the_base_method(x64, name):
+    table, x = BASES[name](BETAS, GRID), jnp.asarray(start(2, 5))
 
     def seen(view):
         return view.x, jnp.broadcast_to(view.gain, 2), jnp.broadcast_to(view.std, 2)
 
-    expected, path = ds.sample(KEY, solvers.linear(LAW, base(BETAS, GRID)), x=x, record=seen)
+    expected, path = ds.sample(KEY, solvers.linear(LAW, table), x=x, record=seen)
     for window, cutoff in ((0, 0), (50, 1000)):
-        out, found = ds.sample(KEY, make(window, cutoff), x=x, record=seen)
+        out, found = ds.sample(KEY, shifted(name, window=window, cutoff=cutoff), x=x, record=seen)
         if name == "adm" and window == 0:  # its targets are a stride and one index away, whatever the window
             assert np.abs(out - expected).max() > 1e-3
             continue
         np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(found[0], path[0], rtol=1e-10, atol=1e-10)
-        if base(BETAS, GRID).registers == 1:
+        if table.registers == 1:
             np.testing.assert_allclose(found[1:], path[1:], rtol=1e-10, atol=1e-10)
 
 
@@ -246,7 +248,7 @@ def test_gain_is_that_of_the_shifted_move(x64):
     assert not std.any()
 
 
-def test_single_precision_batches_and_compiling_once():
+def test_a_sample_does_not_depend_on_its_batch_and_dtype_is_kept():
     sampler = solvers.shifted_dpm_code(LAW, BETAS, GRID, window=40, cutoff=0)
     whole = ds.sample(KEY, sampler, (5, 7))
     np.testing.assert_allclose(ds.sample(KEY, sampler, (2, 7), first=2), whole[2:4], rtol=1e-4, atol=1e-5)
