@@ -11,7 +11,8 @@
     first step             not shifted    not shifted         not shifted        shifted
 
 With abar = alpha^2. The first three are one sampler over the base steps of `time_shift`; the last is a denoiser, since
-asking at another time leaves the solver alone. Read in Mingxiao-Li/TS-DPM (90cc903) and tingyu215/TS-DPM-ADM (574d0b7).
+asking at another time leaves the solver alone. Read in Mingxiao-Li/TS-DPM (90cc903) and tingyu215/TS-DPM-ADM (574d0b7,
+but for the reversed table, which was read at second hand).
 """
 
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ class TargetShift:
         if self.half:
             k = nearest(variance(x), jnp.asarray(self.expected, x.dtype), k, self.half)
         index = jnp.maximum(k + self.offset, -1).astype(x.dtype)
-        return jnp.where(step.shifts, self.base.process.time(index), jnp.asarray(step.row.next.t, x.dtype))
+        return jnp.where(step.shifts, (index + 1) / len(self.expected), jnp.asarray(step.row.next.t, x.dtype))
 
 
 @pytree
@@ -218,7 +219,8 @@ def shifted_adm_code(
         window: w; windows are cut at the ends of the table.
         cutoff: index i above which a step is shifted. The code reads it for sample 0 and applies it to the batch,
             which is no difference, since i is common; but its cutoff=0 switches the choice off, as window=0 does here.
-        reversed_table: False compares with 1 - abar_k, as the copy in guided_diffusion_debug does.
+        reversed_table: False compares with 1 - abar_k, as the repository's guided_diffusion_debug does, where the
+            reversed table is a line commented out.
 
     Raises:
         TypeError, ValueError: as `shifted`; fewer than two calls.
@@ -247,9 +249,10 @@ def shifted_dpm_code(
     """Time shift as in the authors' DPM-Solver-2 multistep: a shifted target that x stays at, chosen by eps.
 
     Before each step but the first, to a nominal index j above `cutoff`, the target becomes the k within window // 2 of
-    j whose sigma_k^2 is nearest to the variance of the last output, eps and not x; so nearly all samples go to the
-    noisy end of the window. The next call and step start at k, and its log-SNR enters the history. Under 15 steps the
-    last one is of order 1. Otherwise `dpm_multistep` where window < 2 or cutoff >= T. One call a step.
+    j whose sigma_k^2 is nearest to the variance of the last output, eps and not x; as that is near 1, most samples go
+    to an end of the window, and at middle times all to the noisy one. The next call and step start at k, and its
+    log-SNR enters the history. Under 15 steps the last one is of order 1. Otherwise `dpm_multistep` where window < 2 or
+    cutoff >= T. One call a step.
 
     Args:
         denoiser: any `Denoiser`; it is called with one level a sample, [B].
@@ -315,7 +318,7 @@ def _targets(
     base: TimeShift, rule: Rule, window: int, cutoff: int, expected: np.ndarray | None = None, offset: int = 0
 ) -> TargetShift:
     _check_window(window)
-    rows, total = base.rows, len(base.process.betas)
+    rows, total = base.rows, len(base.table.t)
     center = table_index(rows.next.t, total) if rule.ahead else np.asarray(rows.center)
     shifts = ~np.asarray(rows.inner) & (np.asarray(rows.index) > 0) & (center > cutoff) & (center >= 0)
     expected = base.table.sigma**2 if expected is None else expected

@@ -1,5 +1,7 @@
 """Time shift as released: each code's loop written out in NumPy, the base methods without shifts, what is refused."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ class Table:
 def pnm_by_hand(x, method, window, cutoff):
     """pnm_solver.py: `sample`, and the branch of `denoising` that the method takes."""
     table, times, ets, ends = Table(BETAS), index(GRID), [], []
-    for n, (i, j) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for n, (i, j) in enumerate(pairwise(times)):
         end = table.choose(x, j, window // 2) if n and j > cutoff else j
         ends.append(end)
         if method == "ddim":
