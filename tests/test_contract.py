@@ -63,12 +63,14 @@ def test_solver_keeps_the_dtype(name):
 
 @solver_rows()
 def test_row_of_a_batch_is_the_sample_drawn_alone(name):
+    # From pure noise a Runge-Kutta start extrapolates x0, and with it rounding that 1 / alpha = 150 has amplified.
+    tolerance = 2e-5 if "singlestep_start" in name else 1e-6
     table = table_of(name)
     batch = run(table)
     for i in (0, 5):
         alone = ds.sample(KEY, solvers.linear(network(), table), (1, 3), first=i)
-        assert_same(alone[0], batch[i])
-    assert_same(run(table, chunk=3), batch)
+        assert_same(alone[0], batch[i], tolerance)
+    assert_same(run(table, chunk=3), batch, tolerance)
 
 
 @solver_rows()
