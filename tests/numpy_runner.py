@@ -3,28 +3,13 @@
 import numpy as np
 
 import diffsample as ds
+from diffsample.exact import run_on_host as run_table
 
 # Problem P1 of specs/solvers.md, 10.1: DOP853 in log-SNR at tolerance 1e-13, VP from t = 1 to 0.01.
 START = np.linspace(-2, 2, 9)
 REFERENCE = np.array([-1.50468158969, -1.26837427271, -0.974010084416, -0.195109153447, 0.257420320936, 0.536259588252,
                       0.967900825656, 1.34827317552, 1.63515951352])  # fmt: skip
 WEIGHTS, MEANS, SPREADS = np.array([0.3, 0.45, 0.25]), np.array([-1.0, 0.3, 1.1]), np.array([0.35, 0.25, 0.4])
-
-
-def run_table(tableau, denoise, x, draws=None) -> np.ndarray:
-    """The table's output from x; denoise(x, level) is the predicted x0, draws[row] the normals of a row."""
-    registers, slots = [x] * tableau.registers, [np.zeros_like(x)] * tableau.slots
-    for r in range(tableau.rows + 1):
-        z = np.zeros_like(x) if draws is None else draws[r]
-        parts = [*registers, *slots, z]
-        weights = np.concatenate([tableau.A[r], tableau.B[r], tableau.c[r][:, None]], axis=1)
-        registers = [sum((w * part for w, part in zip(row, parts, strict=True)), np.zeros_like(x)) for row in weights]
-        if r < tableau.rows and tableau.active[r]:
-            level = type(tableau.now)(*(field[r] for field in tableau.now))
-            x0 = denoise(registers[tableau.register[r]], level)
-            eps = (registers[tableau.register[r]] - level.alpha * x0) / level.sigma
-            slots[tableau.slot[r]] = tableau.store[r, 0] * x0 + tableau.store[r, 1] * eps
-    return np.asarray(registers[tableau.output])
 
 
 def mixture_x0(x, level):

@@ -5,16 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import PROCESSES, SOLVERS, table_of
+from numpy_runner import REFERENCE, START
 
 import diffsample as ds
 from diffsample import solvers
 from diffsample.exact.moments import Moments, output_moments
 
 VP, VE = ds.VariancePreserving(), ds.VarianceExploding(0.002, 80.0)
-START = np.linspace(-2, 2, 9)
-# DOP853 in log-SNR at tolerance 1e-13 (specs/solvers.md, 10.1)
-REFERENCE = np.array([-1.50468158969, -1.26837427271, -0.974010084416, -0.195109153447, 0.257420320936, 0.536259588252,
-                      0.967900825656, 1.34827317552, 1.63515951352])  # fmt: skip
 TABLE = {
     "ddim": (
         (2.741249e-1, 1.391276e-1, 7.000926e-2, 3.512157e-2),

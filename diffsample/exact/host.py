@@ -40,7 +40,7 @@ def run_on_host(
         if draws is not None:
             state[:R] += np.multiply.outer(tableau.c[r], np.asarray(draws)[r])
         if r < tableau.rows:
-            (u, w), level, called = tableau.store[r], levels[r], state[tableau.register[r]]
+            (u, w), level, called = tableau.store[r], levels[r], state[tableau.register[r]].copy()
             x0 = np.asarray(denoise(called, level))
             state[R + tableau.slot[r]] = u * x0 + w * (called - level.alpha * x0) / level.sigma
     return state[tableau.output]
