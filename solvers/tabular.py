@@ -50,7 +50,7 @@ class Where(NamedTuple):
 
 class LinearState(NamedTuple):
     registers: tuple[Array, ...]  # R of [B, ...]
-    past: tuple[Array, ...]  # S of [B, ...]
+    past: Array  # [B, S, ...], one array: a call is one write, where a tuple costs S
     prediction: Prediction  # the newest, [B, ...]
     memory: PyTree  # the denoiser's
     where: Where
@@ -88,8 +88,9 @@ class Linear:
     def init(self, keys: Array, x: Array, cond: PyTree) -> LinearState:
         zero = jnp.zeros_like(x)
         where = Where(*jax.tree.map(lambda leaf: jnp.zeros((), jnp.result_type(leaf)), _where(self.steps)))
-        return LinearState((x,) * self.tableau.registers, (zero,) * self.tableau.slots, Prediction(zero, zero),
-                           self.denoiser.init(x), where, self.path.init(keys, x) if self.path else ())  # fmt: skip
+        past = jnp.zeros((x.shape[0], self.tableau.slots, *x.shape[1:]), x.dtype)
+        return LinearState((x,) * self.tableau.registers, past, Prediction(zero, zero), self.denoiser.init(x), where,
+                           self.path.init(keys, x) if self.path else ())  # fmt: skip
 
     def step(self, keys: Array, state: LinearState, step: Row, cond: PyTree) -> LinearState:
         z, walk = self._draw(keys, state, step.c, step.span)
@@ -120,7 +121,7 @@ class Linear:
     def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None) -> tuple:
         """A X + B F + c z."""
         first = state.registers[0]
-        parts = state.registers + state.past
+        parts = (*state.registers, *(state.past[:, i] for i in range(state.past.shape[1])))
         weights = jnp.concatenate([jnp.asarray(A, first.dtype), jnp.asarray(B, first.dtype)], axis=1)
         new = [sum(weights[i, j] * part for j, part in enumerate(parts)) for i in range(weights.shape[0])]
         if z is None:
@@ -149,9 +150,9 @@ class Linear:
         registers = state.registers
         if not self.denoiser.coupled:  # the state follows the pair; where the pair is made from x this is x itself
             x = expand(row.now.alpha, x) * prediction.x0 + expand(row.now.sigma, x) * prediction.eps
-            registers = _write(registers, row.register, x)
+            registers = tuple(jnp.where(row.register == i, x, old) for i, old in enumerate(registers))
         kept = expand(row.store[0], x) * prediction.x0 + expand(row.store[1], x) * prediction.eps
-        past = _write(state.past, row.slot, kept)
+        past = jax.lax.dynamic_update_index_in_dim(state.past, kept, row.slot, axis=1)
         return LinearState(registers, past, prediction, memory, _where(row), state.walk)
 
 
@@ -195,12 +196,6 @@ def _select(parts: tuple[Array, ...], index: Any) -> Array:
     for i, part in enumerate(parts[1:], 1):
         chosen = jnp.where(index == i, part, chosen)
     return chosen
-
-
-def _write(parts: tuple[Array, ...], index: Any, value: Array) -> tuple[Array, ...]:
-    if len(parts) == 1:
-        return (value,)
-    return tuple(jnp.where(index == i, value, part) for i, part in enumerate(parts))
 
 
 def _coming_move(t: Tableau) -> tuple[Any, Any]:
