@@ -47,6 +47,11 @@ class Denoiser(Protocol):
         return 1
 
     @property
+    def vjps(self) -> int:
+        """Vector-Jacobian products of network evaluations a call; each costs about two evaluations."""
+        return 0
+
+    @property
     def coupled(self) -> bool:
         """Whether x = alpha x0 + sigma eps always holds; if not, the sampler's state follows the pair."""
         return False

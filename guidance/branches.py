@@ -28,6 +28,11 @@ class TwoBranches(Denoiser, Protocol):
         return 2 * self.denoiser.evaluations
 
     @property
+    def vjps(self) -> int:
+        """Those of both calls."""
+        return 2 * self.denoiser.vjps
+
+    @property
     def coupled(self) -> bool:
         """Affine rules and rules on x0 keep x = alpha x0 + sigma eps if the guided denoiser does."""
         return self.denoiser.coupled

@@ -34,6 +34,11 @@ class Limited(Denoiser, Protocol):
         return self.denoiser.evaluations
 
     @property
+    def vjps(self) -> int:
+        """Those of the denoiser."""
+        return self.denoiser.vjps
+
+    @property
     def coupled(self) -> bool:
         """Whether x = alpha x0 + sigma eps still holds: never where eps is kept."""
         return self.denoiser.coupled and not self.keep_eps
