@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffsample import exact, guidance, solvers, times
+from diffsample import coupling, exact, guidance, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
 from diffsample.certify import Certificate, CertificateError, certificate
@@ -70,6 +70,7 @@ __all__ = [
     "View",
     "bits_per_dim",
     "certificate",
+    "coupling",
     "dequantise",
     "diffuse",
     "exact",

@@ -25,8 +25,8 @@ class Point(NamedTuple):
 
     now: Level  # the level of x; fields are scalars, or [B] where samples differ
     next: Level  # the level that the current step leads to
-    index: Array  # int32 scalar: number of the step, from 0
-    stage: Array  # int32 scalar: number of the call inside the step; memory is committed at stage 0
+    index: Array  # int32, scalar or [B] where samples differ: number of the step, from 0
+    stage: Array  # int32, likewise: number of the call inside the step; memory is committed at stage 0
     keys: Array  # [B] typed keys, one a sample, fresh at every call
 
 

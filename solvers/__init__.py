@@ -33,6 +33,7 @@ from diffsample.solvers.shift_variants import (
 )
 from diffsample.solvers.singlestep import dpm_singlestep, dpmpp_2s_ancestral, dpmpp_singlestep, singlestep_orders
 from diffsample.solvers.singlestep_sde import dpmpp_sde, seeds2
+from diffsample.solvers.speculating import Effort, Speculative, speculative
 from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
 from diffsample.solvers.tabular import Linear, linear
 from diffsample.solvers.time_shift import TimeShift, shifted, shifted_exponential
@@ -43,12 +44,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BrownianPath",
+    "Effort",
     "Linear",
     "Path",
     "PredictorCorrector",
     "Scheduler",
     "ShiftedQuery",
     "Solved",
+    "Speculative",
     "TargetShift",
     "TimeShift",
     "ald",
@@ -103,6 +106,7 @@ __all__ = [
     "singlestep_orders",
     "solve_ode",
     "solve_sde",
+    "speculative",
     "spndm",
     "unipc",
 ]
