@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from diffsample import coupling, exact, guidance, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
+from diffsample.boundary import Boundary, search_boundary
 from diffsample.certify import Certificate, CertificateError, certificate
 from diffsample.denoiser import (
     AnyProcess,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AnyProcess",
+    "Boundary",
     "Certificate",
     "CertificateError",
     "Cosine",
@@ -86,6 +88,7 @@ __all__ = [
     "quarter_log_noise",
     "real_axis_limit",
     "sample",
+    "search_boundary",
     "solvers",
     "stability_plot",
     "stability_region",
