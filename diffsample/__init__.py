@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffsample import coupling, exact, guidance, solvers, times
+from diffsample import coupling, exact, guidance, smc, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
 from diffsample.boundary import Boundary, search_boundary
@@ -89,6 +89,7 @@ __all__ = [
     "real_axis_limit",
     "sample",
     "search_boundary",
+    "smc",
     "solvers",
     "stability_plot",
     "stability_region",

@@ -54,8 +54,20 @@ class View(NamedTuple):
         return -self.eps / expand(self.level.sigma, self.x)
 
 
+class Kernel(NamedTuple):
+    """The Gaussian law N(mean, std^2 I) of a state that is about to be drawn."""
+
+    mean: Array  # [B, ...]
+    std: Array  # scalar or [B]
+
+
 class Sampler(Protocol):
-    """Anything that `sample` can run. Batch axis first in every state leaf that belongs to a sample."""
+    """Anything that `sample` can run. Batch axis first in every state leaf that belongs to a sample.
+
+    A sampler may also have `kernel(state, step) -> Kernel`, the law of the x of the coming row (step=None: of what
+    `finish` returns); `draws`, [n] bool, False on rows whose move draws no noise; and `verify(out)`, which raises where
+    the result of a run is not valid. `finish` may return a NamedTuple whose field `x` holds the samples.
+    """
 
     @property
     def steps(self) -> PyTree:
@@ -79,8 +91,8 @@ class Sampler(Protocol):
         """Update, then call: the state ends on a fresh prediction. `keys` are [B] and new at every row."""
         ...
 
-    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Array:
-        """The closing update, without a call."""
+    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Any:
+        """The closing update, without a call: samples [B, ...], or a NamedTuple with samples `x`."""
         ...
 
     def view(self, state: PyTree) -> View: ...

@@ -70,11 +70,12 @@ def sample(
         dtype: of the result when `shape` is given; the state is float32 at least.
 
     Returns:
-        samples [B, ...], or (samples, record) where a record was asked for.
+        samples [B, ...], or what the sampler returns with them (`smc.Particles`); with a record, the pair of both.
 
     Raises:
         ValueError, TypeError: bad input, named.
         NonFiniteError: a sample is not finite; says at which call that first happened, and carries the samples.
+        FloatingPointError: what the sampler's own `verify` finds, where it has one.
 
     >>> import jax, diffsample as ds
     >>> process = ds.VariancePreserving()
@@ -95,8 +96,10 @@ def sample(
     number = np.uint32(first) if isinstance(first, int) else jnp.uint32(first)  # of an int, jnp's is an eager operation
     arguments = (sampler, key, number, x, cond, observer, shape, dtype)
     out, kept = (_debug if debug else _with_progress if progress else _run)(*arguments)
-    if check and is_concrete(out) and not bool(_all_finite(out)):
-        raise _locate(out, *arguments)
+    if check and is_concrete(out):
+        if not bool(_all_finite(_samples(out))):
+            raise _locate(_samples(out), *arguments)
+        getattr(sampler, "verify", _accept)(out)
     return out if observer is None else (out, kept)
 
 
@@ -143,8 +146,17 @@ def _row(sampler: Sampler, observer: Observer | None, keys: Array, cond: PyTree,
     return Carry(state, record)
 
 
-def _end(sampler: Sampler, keys: Array, carry: Carry, cond: PyTree, dtype: Any) -> Array:
-    return sampler.finish(fold(keys, CLOSING_STREAM), carry.state, cond).astype(dtype)
+def _end(sampler: Sampler, keys: Array, carry: Carry, cond: PyTree, dtype: Any) -> Any:
+    out = sampler.finish(fold(keys, CLOSING_STREAM), carry.state, cond)
+    return out._replace(x=out.x.astype(dtype)) if hasattr(out, "_fields") else out.astype(dtype)
+
+
+def _samples(out: Any) -> Array:
+    return out.x if hasattr(out, "_fields") else out
+
+
+def _accept(out: Any) -> None:
+    """A sampler without `verify` takes any result."""
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7))
@@ -231,14 +243,15 @@ def _all_finite(x: Array) -> Array:
     return jnp.isfinite(x).all()
 
 
-def _in_chunks(again: Any, shape: tuple, x: Any, cond: PyTree, first: int, chunk: int) -> Array:
+def _in_chunks(again: Any, shape: tuple, x: Any, cond: PyTree, first: int, chunk: int) -> Any:
     n, parts = shape[0], []
     for low in range(0, n, chunk):
         at = min(low, n - chunk)  # the last chunk overlaps its neighbour, so that all chunks have one shape
         cut = functools.partial(jax.tree.map, lambda leaf, at=at: leaf[at : at + chunk])
         start = {"shape": (chunk, *shape[1:])} if x is None else {"x": x[at : at + chunk]}
-        parts.append(again(**start, cond=cut(cond), first=first + at)[low - at :])
-    return jnp.concatenate(parts)
+        out = again(**start, cond=cut(cond), first=first + at)
+        parts.append(jax.tree.map(lambda leaf, at=at, low=low: leaf[(low - at) * len(leaf) // chunk :], out))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)  # of particles, some have a row a group
 
 
 def _check_key(key: Any) -> None:

@@ -78,6 +78,11 @@ class PredictorCorrector:
         gain, std = (jnp.where(self.corrects[1:], jnp.nan, value) for value in (row.gain, row.std))
         return CorrectedRow(row._replace(gain=gain, std=std), self.corrects[:-1], self.scale[:-1])
 
+    @property
+    def draws(self) -> Any:
+        """[n] whether the move before each call draws noise."""
+        return self.linear.draws | self.corrects[:-1]
+
     def check(self) -> None:
         self.linear.check()
 

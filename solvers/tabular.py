@@ -9,7 +9,7 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level
-from diffsample.sampler import View, fold, normal
+from diffsample.sampler import Kernel, View, fold, normal
 from diffsample.solvers.brownian import BrownianPath
 from diffsample.struct import pytree
 from diffsample.tableau import Tableau, is_concrete
@@ -77,6 +77,12 @@ class Linear:
         return Row(t.A[:n], t.B[:n], t.c[:n], t.store, t.register, t.slot, t.now, t.next, t.index, t.stage, t.active,
                    gain, std, self._spans(slice(n)))  # fmt: skip
 
+    @property
+    def draws(self) -> Any:
+        """[n] whether the move before each call draws noise."""
+        t = self.tableau
+        return (t.c[: t.rows] != 0).any(axis=-1) & t.active
+
     def check(self) -> None:
         self.tableau.check()
         self.denoiser.check(self.tableau.about.process, self.tableau.now)
@@ -114,6 +120,21 @@ class Linear:
         w = state.where
         return View(_select(state.registers, w.register), w.level, state.prediction, state.memory, w.gain, w.std,
                     w.index, w.stage, w.fresh)  # fmt: skip
+
+    def kernel(self, state: LinearState, step: Row | None) -> Kernel:
+        """The Gaussian law of the x of the coming row, or of the result where `step` is None.
+
+        Raises:
+            ValueError: a table of several registers, which share one draw, so that their joint law has no density.
+        """
+        t = self.tableau
+        if t.registers > 1:
+            raise ValueError(
+                f"{t.about.name} carries {t.registers} registers that share a draw, so that its moves have no "
+                f"transition density: weigh with a solver of one register, such as ddpm"
+            )
+        A, B, c = (t.A[-1], t.B[-1], t.c[-1]) if step is None else (step.A, step.B, step.c)
+        return Kernel(self._update(state, A, B, c, None)[0], jnp.abs(c[0]))
 
     def _spans(self, rows: slice | int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[rows], self.path.spans) if self.path else ()

@@ -80,6 +80,11 @@ class TimeShift:
     def steps(self) -> ShiftRow:
         return self.rows
 
+    @property
+    def draws(self) -> Array:
+        """[n] whether the move before each call draws noise."""
+        return jnp.full(np.shape(self.rows.slot)[:1], self.method.draws)
+
     def check(self) -> None:
         self.denoiser.check(self.process, self.rows.now)
 

@@ -1,0 +1,135 @@
+"""What a particle run returns, and what one does with it: weights, one sample a group, an unweighted cloud."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample.denoiser import PyTree
+from diffsample.smc.resampling import Resampler, rotated
+
+
+class Diagnostics(NamedTuple):
+    """What happened at each of n rows and, last, in the closing update. The group's axis is the first everywhere."""
+
+    ess: Array  # [G, n+1] effective sample size after weighing
+    max_weight: Array  # [G, n+1] largest normalised weight
+    unique: Array  # [G, n+1] int32 distinct ancestors chosen before the row; K where nothing was resampled
+    resampled: Array  # [G, n+1] bool, before the row
+    invalid: Array  # [G, n+1] int32 particles whose potential was NaN or +inf, and which got weight 0
+    alive: Array  # [G, n+1] int32 particles of positive weight; after 0 the group goes on with equal weights
+    eve: Array  # [G, K] int32 the ancestor of each particle at the first row
+    ancestors: Array | None  # [G, n+1, K] int32 genealogy, where asked for
+
+
+class Particles(NamedTuple):
+    """Weighted samples: G groups of K, particle k of group g in row g K + k."""
+
+    x: Array  # [G*K, ...]
+    log_w: Array  # [G, K], not normalised
+    log_z: Array  # [G] estimate of the log-normaliser; exp(log_z) is unbiased
+    diagnostics: Diagnostics
+
+    @property
+    def grouped(self) -> Array:
+        """The samples as [G, K, ...]."""
+        return self.x.reshape(self.log_w.shape + self.x.shape[1:])
+
+    @property
+    def weights(self) -> Array:
+        """Normalised weights [G, K]."""
+        return jax.nn.softmax(self.log_w, axis=-1)
+
+    def mean(self, values: Array) -> Array:
+        """Weighted means [G, ...] of values [G*K, ...] of the particles; bias O(1/K).
+
+        Args:
+            values: a number, or an array, for each particle, in the order of `x`.
+        """
+        grouped = values.reshape(self.log_w.shape + values.shape[1:])
+        return jnp.einsum("gk,gk...->g...", self.weights, grouped, precision="highest")
+
+
+def select_one(key: Array, particles: Particles) -> Array:
+    """One sample a group, particle k with probability W_k: [G, ...].
+
+    Args:
+        key: typed key, used for this only; group g draws with fold_in(key, g).
+        particles: the result of a run.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cloud = Particles(jnp.arange(4.0), jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]]), jnp.zeros(2), None)
+    >>> select_one(jax.random.key(0), cloud).tolist()
+    [0.0, 3.0]
+    """
+    keys = _group_keys(key, particles)
+    chosen = jax.vmap(jax.random.categorical)(keys, particles.log_w)
+    return jax.vmap(lambda cloud, k: cloud[k])(particles.grouped, chosen)
+
+
+def final_resample(key: Array, particles: Particles, resample: Resampler = rotated) -> Particles:
+    """An equally weighted cloud of the same law: the particles resampled once more, log_w 0.
+
+    Adds the resampling's variance; keep the weights where an expectation is wanted.
+
+    Args:
+        key: typed key, used for this only; group g draws with fold_in(key, g).
+        particles: the result of a run.
+        resample: function (key, log_w [K]) -> ancestors [K]; `rotated` gives every slot the law of the cloud.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cloud = Particles(jnp.arange(2.0), jnp.array([[-jnp.inf, 0.0]]), jnp.zeros(1), None)
+    >>> final_resample(jax.random.key(0), cloud).x.tolist()
+    [1.0, 1.0]
+    """
+    ancestors = jax.vmap(resample)(_group_keys(key, particles), particles.log_w)
+    x = gather(particles.grouped, ancestors).reshape(particles.x.shape)
+    return particles._replace(x=x, log_w=jnp.zeros_like(particles.log_w))
+
+
+def repeat(cond: PyTree, particles: int) -> PyTree:
+    """One condition a group -> one a particle: each leaf [G, ...] becomes [G*K, ...].
+
+    >>> import jax.numpy as jnp
+    >>> repeat(jnp.array([3, 8]), 2).tolist()
+    [3, 3, 8, 8]
+    """
+    return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), particles, axis=0), cond)
+
+
+def gather(tree: PyTree, ancestors: Array) -> PyTree:
+    """Leaves [G, K, ...] -> leaf[g, ancestors[g, k]]; groups stay on their devices."""
+    return jax.tree.map(lambda leaf: jax.vmap(lambda part, index: part[index])(leaf, ancestors), tree)
+
+
+def refuse_invalid(particles: Particles) -> None:
+    """Raise where a potential was NaN or +inf, or a whole group had weight 0, naming the row and the group.
+
+    Raises:
+        FloatingPointError: the first such row; the closing update counts as the row behind the last.
+    """
+    seen = jax.tree.map(np.asarray, particles.diagnostics._replace(ancestors=None))
+    closing = seen.ess.shape[1] - 1
+    for counts, what in (
+        (seen.invalid, "a potential returned NaN or +inf for {count} particles"),
+        (
+            seen.alive == 0,
+            "all particles have weight 0 (every potential was -inf), so that nothing is left to resample",
+        ),
+    ):
+        if counts.any():
+            row, group = np.argwhere(counts.T)[0]
+            where = "the closing update" if row == closing else f"row {row}"
+            others = int((counts > 0).any(axis=1).sum()) - 1
+            raise FloatingPointError(
+                f"{what.format(count=int(counts[group, row]))}, first at {where} in group {group}"
+                f"{f' ({others} other groups fail too)' if others else ''}; sample(..., check=False) returns the "
+                f"particles with their diagnostics"
+            )
+
+
+def _group_keys(key: Array, particles: Particles) -> Array:
+    groups = jnp.arange(len(particles.log_w), dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, groups)

@@ -1,0 +1,322 @@
+"""The particle filter: exact normalisers, everything gathered, one program, refusals by row and group."""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffsample as ds
+from diffsample import smc, solvers
+from diffsample.compiles import count_compiles
+from diffsample.struct import pytree
+
+VP = ds.VariancePreserving()
+GRID = ds.times.uniform_logsnr(VP, 12)
+KEY = jax.random.key(0)
+NOT_A_SAMPLER: Any = 3.0
+
+
+def sampler(steps: int = 12) -> solvers.Linear:
+    """Data N(0, 1) on a VP process, for which the large-variance DDPM step is the exact reverse kernel."""
+    return solvers.linear(ds.exact.Gaussian(0.0, 1.0), solvers.ddpm(VP, ds.times.uniform_logsnr(VP, steps), large=True))
+
+
+@pytree
+class Tilt(smc.Potential):
+    """Intermediate rewards on x0-hat that telescope to rate * reward(x): the exact tilt at any number of steps."""
+
+    rate: Any = 1.0
+
+    def reward(self, x: jax.Array) -> jax.Array:
+        return self.rate * (-2.0) * (x - 2.0) ** 2
+
+    def start(self, view: ds.View) -> tuple[jax.Array, jax.Array]:
+        return self.reward(view.x0), self.reward(view.x0)
+
+    def __call__(self, transition: smc.Transition, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = self.reward(transition.after.x0)
+        return new - memory, new
+
+    def finish(self, closing: smc.Closing, memory: jax.Array) -> jax.Array:
+        return self.reward(closing.x) - memory
+
+
+def test_reward_tilt_of_a_gaussian_has_the_closed_form_normaliser_and_moments():
+    # x0 ~ N(0, 1), reward -(x - 2)^2 / 0.5: Z = 0.0902909, posterior N(1.6, 0.2) (specs/smc.md 9.3)
+    out = ds.sample(KEY, smc.feynman_kac(sampler(25), Tilt(), particles=256), (128 * 256,))
+    z = np.exp(out.log_z) / 0.0902909
+    mean = np.asarray(out.mean(out.x))
+    second = np.asarray(out.mean((out.x - 1.6) ** 2))
+    assert z.std() < 0.6 and out.diagnostics.resampled.any()
+    # exp(log_z) times a weighted mean is unbiased for Z times the mean, the weighted mean alone only up to O(1/K)
+    for values, truth in ((z, 1.0), (z * (mean - 1.6), 0.0), (z * (second - 0.2), 0.0)):
+        assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values))  # false alarms: 6e-5 each
+
+
+def test_constant_potential_adds_up_in_log_z_and_leaves_weights_uniform():
+    fk = smc.feynman_kac(sampler(), lambda before, after: jnp.full(after.x.shape[:1], 0.25), particles=4)
+    out = ds.sample(KEY, fk, (8,))
+    np.testing.assert_allclose(out.log_z, 11 * 0.25, rtol=1e-6)
+    np.testing.assert_allclose(out.weights, 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(out.x, ds.sample(KEY, sampler(), (8,)))
+    assert not out.diagnostics.resampled.any()
+
+
+def test_without_resampling_it_is_importance_sampling_of_the_samplers_own_samples():
+    fk = smc.feynman_kac(sampler(), Tilt(), particles=8, policy=smc.never)
+    out = ds.sample(KEY, fk, (16,))
+    x = ds.sample(KEY, sampler(), (16,))
+    np.testing.assert_array_equal(out.x, x)
+    np.testing.assert_allclose(out.log_w.ravel(), Tilt().reward(x), atol=1e-4)
+    np.testing.assert_allclose(np.exp(out.log_z), np.exp(Tilt().reward(x)).reshape(2, 8).mean(1), rtol=1e-4)
+
+
+def test_group_is_the_same_in_any_batch_and_chunk_and_step_by_step():
+    fk = smc.feynman_kac(sampler(), Tilt(), particles=8, policy=smc.ess(0.9))
+    full = ds.sample(KEY, fk, (24,))
+    assert full.diagnostics.resampled.any(axis=1).all()
+    alone = ds.sample(KEY, fk, (8,), first=8)
+    chunks = ds.sample(KEY, fk, (24,), chunk=16)
+    debug = ds.sample(KEY, fk, (24,), debug=True)
+    for whole, one in zip(jax.tree.leaves(full), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(whole[len(one) : 2 * len(one)], one, rtol=2e-6, atol=1e-6)
+    for other in (chunks, debug):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), full, other)
+
+
+def test_thresholds_and_exponents_and_keys_share_one_program():
+    def run(seed: int, rate: float, threshold: float) -> smc.Particles:
+        fk = smc.feynman_kac(sampler(), Tilt(rate), particles=8, policy=smc.ess(threshold))
+        return ds.sample(jax.random.key(seed), fk, (16,))
+
+    run(0, 1.0, 0.5)
+    with count_compiles() as compiles:
+        other = run(1, 0.3, 0.9)
+    assert compiles.count == 0 and jnp.isfinite(other.log_z).all()
+
+
+class Walk(NamedTuple):
+    x: jax.Array
+    twin: jax.Array  # a copy that only stays equal if it is gathered with x
+    level: ds.Level
+    index: jax.Array
+
+
+@pytree
+class Bootstrap:
+    """A linear-Gaussian state-space model as a sampler: x_0 ~ N(0, 1), x_t = 0.9 x_{t-1} + 0.7 z."""
+
+    observed: Any
+    nfe: int = 0
+
+    @property
+    def steps(self) -> Any:
+        return jnp.arange(len(self.observed))
+
+    def prior(self, keys: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.vmap(jax.random.normal)(keys)
+
+    def init(self, keys: Any, x: Any, cond: Any) -> Walk:
+        return Walk(x, x, ds.Level(jnp.zeros(()), jnp.ones(()), jnp.zeros(())), jnp.zeros((), int))
+
+    def step(self, keys: Any, state: Walk, step: Any, cond: Any) -> Walk:
+        moved = 0.9 * state.x + 0.7 * jax.vmap(jax.random.normal)(keys)
+        x = jnp.where(step == 0, state.x, moved)
+        return state._replace(x=x, twin=jnp.where(step == 0, state.twin, state.twin + (moved - state.x)), index=step)
+
+    def finish(self, keys: Any, state: Walk, cond: Any) -> Any:
+        return jnp.stack([state.x, state.twin], axis=1)
+
+    def view(self, state: Walk) -> ds.View:
+        pair = ds.Prediction(state.x, state.x)
+        zero = jnp.zeros(())
+        return ds.View(state.x, state.level, pair, (), zero, zero, state.index, state.index, jnp.ones((), bool))
+
+
+@pytree
+class Observation(smc.Potential):
+    """y_t = x_t + 0.5 noise."""
+
+    observed: Any
+
+    def log_g(self, view: ds.View) -> Any:
+        y = self.observed[view.index]
+        return -0.5 * ((view.x - y) / 0.5) ** 2 - 0.5 * np.log(2 * np.pi * 0.25)
+
+    def start(self, view: ds.View) -> tuple[Any, Any]:
+        return self.log_g(view), ()
+
+    def __call__(self, transition: smc.Transition, memory: Any) -> tuple[Any, Any]:
+        return self.log_g(transition.after), memory
+
+
+OBSERVED = jnp.array([0.5, 1.2, -0.3, -1.0, 0.4, 2.0])
+LOG_EVIDENCE = -9.8475334  # Kalman filter, specs/smc.md 9.4
+
+
+@pytest.mark.parametrize("policy", [smc.ess(0.5), smc.always, smc.every(2), smc.window(2, 4, smc.always)])
+@pytest.mark.parametrize("resample", [smc.multinomial, smc.systematic])
+def test_bootstrap_filter_estimates_the_evidence_of_a_linear_gaussian_model_without_bias(resample, policy):
+    fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(OBSERVED), particles=64, resample=resample, policy=policy)
+    out = ds.sample(KEY, fk, (4000 * 64,))
+    z = np.exp(out.log_z - LOG_EVIDENCE)
+    assert abs(z.mean() - 1) < 4 * z.std() / np.sqrt(len(z))  # false alarms: 6e-5 a case
+    assert z.std() < 1.5
+    np.testing.assert_allclose(out.x[:, 0], out.x[:, 1], atol=1e-4)  # all that belongs to a particle moved with it
+    error = z * (np.asarray(out.mean(out.x[:, 0])) - 1.4623250)  # unbiased, unlike the mean of the filtered means
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(len(error))
+
+
+def test_genealogy_leads_from_the_last_row_to_the_eves():
+    fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(OBSERVED), particles=16, genealogy=True)
+    d = ds.sample(KEY, fk, (32,)).diagnostics
+    for group, last in itertools.product(range(2), range(16)):
+        at = last
+        for row in reversed(range(d.ess.shape[1])):
+            at = int(d.ancestors[group, row, at])
+        assert at == d.eve[group, last]
+    assert int(d.unique.min()) < 16
+    np.testing.assert_array_equal(d.resampled.any(axis=1), [True, True])
+    for group, row in zip(*np.nonzero(np.asarray(d.resampled)), strict=True):
+        assert len(np.unique(d.ancestors[group, row])) == d.unique[group, row]
+
+
+def test_padding_changes_no_particle():
+    table = solvers.ddpm(VP, GRID, large=True)
+    padded = ds.pad(table, slots=table.slots + 1, steps=table.rows + 3)
+    one, two = (
+        ds.sample(KEY, smc.feynman_kac(solvers.linear(ds.exact.Gaussian(0.0, 1.0), t), Tilt(), particles=8), (16,))
+        for t in (table, padded)
+    )
+    np.testing.assert_allclose(one.x, two.x, rtol=1e-5)
+    np.testing.assert_allclose(one.log_z, two.log_z, rtol=1e-5)
+
+
+def test_history_of_a_multistep_method_is_gathered_with_the_particles():
+    # copies of one particle have one past: with x, x0 and eps of the call before, a third-order step is a function of
+    # them, so that right after a resampling the noise-free part of the move agrees between copies
+    table = solvers.sde_dpmpp(VP, GRID)
+    fk = smc.feynman_kac(solvers.linear(ds.exact.Gaussian(0.0, 0.3), table), Tilt(), particles=8, policy=smc.always)
+    keys = jax.random.split(KEY, 8)
+    state, steps = fk.init(keys, fk.prior(keys, (8,), jnp.float32), None), fk.steps
+    for j in range(4):
+        row = jax.tree.map(lambda leaf, j=j: jnp.asarray(leaf)[j], steps)
+        state = fk.step(jax.vmap(jax.random.fold_in, (0, None))(keys, j), state, row, None)
+    heavy = dataclasses.replace(fk, policy=fk.policy)
+    state = state._replace(log_w=jnp.full((1, 8), -jnp.inf).at[0, 3].set(0.0))
+    row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[4], steps)
+    copied = heavy._resample(keys, state, row, None).inner
+    for leaf in jax.tree.leaves((copied.registers, copied.past, copied.prediction)):
+        np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[3], leaf.shape))
+    assert len(copied.past) > 1
+
+
+def test_kernel_of_the_coming_row_is_the_law_that_x_is_drawn_from(x64):
+    seen = []
+
+    @pytree
+    class Probe(smc.Potential):
+        def __call__(self, transition: smc.Transition, memory: Any) -> tuple[Any, Any]:
+            kernel = transition.kernel()
+            shift = transition.before.gain  # of a mean whose x0 is one larger
+            z = (transition.after.x - kernel.mean) / kernel.std
+            seen.append(shift)
+            return z, memory
+
+        def finish(self, closing: smc.Closing, memory: Any) -> Any:
+            return closing.kernel().mean - closing.x + closing.kernel().std
+
+    fk = smc.feynman_kac(sampler(), Probe(), particles=2, policy=smc.never)
+    out = ds.sample(KEY, fk, x=jnp.linspace(-1.0, 1.0, 4000))
+    rows = 11
+    # the sum of the rows' standardised draws; the closing update draws nothing
+    assert abs(np.asarray(out.log_w).std() / np.sqrt(rows) - 1) < 4 / np.sqrt(2 * 4000)
+    assert abs(np.asarray(out.log_w).mean()) < 4 * np.sqrt(rows / 4000)
+
+
+@pytree
+class Broken(smc.Potential):
+    """`value` for the particles numbered `which` of each batch, at one row."""
+
+    value: Any
+    row: Any
+    which: Any
+
+    def __call__(self, transition: smc.Transition, memory: Any) -> tuple[Any, Any]:
+        here = (transition.after.index == self.row) & jnp.isin(jnp.arange(len(transition.after.x)), self.which)
+        return jnp.where(here, self.value, 0.0), memory
+
+
+@pytest.mark.parametrize(
+    ("value", "which", "said"),
+    [
+        (jnp.nan, [9], "NaN or .inf for 1 particles, first at row 5 in group 2"),
+        (jnp.inf, [4, 5], "NaN or .inf for 2 particles, first at row 5 in group 1"),
+        (-jnp.inf, [4, 5, 6, 7], "all particles have weight 0 .* first at row 5 in group 1;"),
+    ],
+)
+def test_broken_potential_is_reported_with_row_and_group(value, which, said):
+    fk = smc.feynman_kac(sampler(), Broken(value, 5, jnp.array(which)), particles=4)
+    with pytest.raises(FloatingPointError, match=said):
+        ds.sample(KEY, fk, (12,))
+    out = ds.sample(KEY, fk, (12,), check=False)
+    assert jnp.isfinite(out.log_w).any() and jnp.isfinite(out.x).all()
+    assert int(out.diagnostics.invalid.sum()) == (0 if value == -jnp.inf else len(which))
+    np.testing.assert_array_equal(out.log_z == -jnp.inf, [False, value == -jnp.inf, False])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda: smc.feynman_kac(sampler(), Tilt(), particles=1), ValueError, "particles=1 must"),
+        (lambda: smc.feynman_kac(NOT_A_SAMPLER, Tilt(), particles=4), TypeError, "needs a sampler"),
+        (lambda: smc.feynman_kac(sampler(), 3.0, particles=4), TypeError, "a potential is"),
+        (lambda: smc.ess(1.5), ValueError, "threshold=1.5"),
+        (lambda: smc.every(0), ValueError, "every.m=0"),
+        (lambda: smc.window(3, 2, smc.always), ValueError, "holds no row"),
+    ],
+)
+def test_bad_arguments_are_named(make, error, said):
+    with pytest.raises(error, match=said):
+        make()
+
+
+@pytest.mark.parametrize("table", [solvers.ddim(VP, GRID), solvers.dpmpp(VP, GRID), solvers.heun(VP, GRID)])
+def test_deterministic_sampler_is_refused_unless_it_never_resamples(table):
+    linear = solvers.linear(ds.exact.Gaussian(0.0, 1.0), table)
+    with pytest.raises(ValueError, match="draws no noise"):
+        smc.feynman_kac(linear, Tilt(), particles=4)
+    assert ds.sample(KEY, smc.feynman_kac(linear, Tilt(), particles=4, policy=smc.never), (4,)).x.shape == (4,)
+
+
+def test_batch_that_is_no_multiple_of_the_particles_is_refused():
+    with pytest.raises(ValueError, match="batch of 10 is no whole number of groups of 4"):
+        ds.sample(KEY, smc.feynman_kac(sampler(), Tilt(), particles=4), (10,))
+
+
+def test_brownian_path_and_several_registers_are_refused():
+    table = solvers.ddpm(VP, GRID)
+    path = solvers.brownian_path(table)
+    walking = solvers.linear(ds.exact.Gaussian(0.0, 1.0), table, path=path)
+    with pytest.raises(ValueError, match="holds keys"):
+        ds.sample(KEY, smc.feynman_kac(walking, Tilt(), particles=4), (4,))
+    several = solvers.linear(ds.exact.Gaussian(0.0, 1.0), ds.pad(table, registers=2))
+    with pytest.raises(ValueError, match="2 registers"):
+        several.kernel(several.init(jax.random.split(KEY, 2), jnp.zeros(2), None), None)
+
+
+def test_one_sample_a_group_has_the_law_of_the_weights():
+    no_diagnostics: Any = None
+    log_w = jnp.log(jnp.array([0.1, 0.6, 0.3]))
+    cloud = smc.Particles(jnp.tile(jnp.arange(3), 20000), jnp.tile(log_w, (20000, 1)), jnp.zeros(20000), no_diagnostics)
+    for drawn in (smc.select_one(KEY, cloud), smc.final_resample(KEY, cloud).x[::3]):
+        share = np.bincount(np.asarray(drawn), minlength=3) / 20000
+        np.testing.assert_allclose(share, [0.1, 0.6, 0.3], atol=4 * np.sqrt(0.24 / 20000))
+
+
+def test_repeat_gives_each_particle_its_groups_condition():
+    np.testing.assert_array_equal(smc.repeat({"y": jnp.arange(2)}, 3)["y"], [0, 0, 0, 1, 1, 1])
