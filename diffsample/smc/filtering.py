@@ -155,9 +155,8 @@ class FeynmanKac:
         cloud, log_w, ancestors = _resampled(self.resample, group_keys, state.log_w, cloud, view, do)
         carried = _replaced(carried, belongs, [leaf.reshape(-1, *leaf.shape[2:]) for leaf in cloud])
         log_z = state.log_z + jnp.where(do, log_mean(log_w), jnp.zeros_like(state.log_z))
-        return ParticleState(
-            carried.inner, carried.memory, log_w, log_z, _descended(state.diagnostics, ancestors, do, step.number)
-        )
+        diagnostics = _descended(state.diagnostics, ancestors, do, step.number)
+        return ParticleState(carried.inner, carried.memory, log_w, log_z, diagnostics)
 
     def _per_particle(self, keys: Array, x: Array, cond: PyTree) -> Carried:
         """Which leaves of state and memory belong to a particle: those whose shape follows the batch."""
