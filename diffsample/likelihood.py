@@ -9,7 +9,6 @@ The trace is exact (as many directions as dimensions) or estimated from random p
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -29,12 +28,11 @@ from diffsample.probability_flow import (
     sample_keys,
     to_state,
 )
+from diffsample.probes import Probes, rademacher
 from diffsample.process import Process
 from diffsample.sampler import fold
 
 PROBE_STREAM = 2**32 - 3  # a row number that no table has
-
-Probes = Callable[[Array, Array, int], Array]
 
 
 class LogLikelihood(NamedTuple):
@@ -45,35 +43,6 @@ class LogLikelihood(NamedTuple):
     steps: Array  # [B] int, solver steps, rejected ones included
     calls: Array  # [B] int, denoiser calls; -1 for a solver that is not explicit
     ok: Array  # [B] bool, False where the solver gave up (max_steps) or met a NaN
-
-
-def rademacher(key: Array, x: Array, count: int) -> Array:
-    """`count` random signs shaped like x, [count, ...]: the Hutchinson estimate of smallest variance.
-
-    Exact where the Jacobian is diagonal. Reference: Hutchinson 1990, Communications in Statistics 19(2), eq. 2.3.
-
-    >>> rademacher(jax.random.key(0), jnp.zeros(3), 2).shape
-    (2, 3)
-    """
-    return jax.random.rademacher(key, (count, *x.shape), x.dtype)
-
-
-def gaussian(key: Array, x: Array, count: int) -> Array:
-    """`count` standard normals shaped like x, [count, ...].
-
-    >>> gaussian(jax.random.key(0), jnp.zeros(3), 2).shape
-    (2, 3)
-    """
-    return jax.random.normal(key, (count, *x.shape), x.dtype)
-
-
-def every_axis(key: Array, x: Array, count: int) -> Array:
-    """The d unit vectors of length sqrt(d), [d, ...]: their mean estimate is the trace itself; key and count unused.
-
-    >>> every_axis(jax.random.key(0), jnp.zeros(4), 1).tolist()[0]
-    [2.0, 0.0, 0.0, 0.0]
-    """
-    return (math.sqrt(x.size) * jnp.eye(x.size, dtype=x.dtype)).reshape(x.size, *x.shape)
 
 
 def log_likelihood(

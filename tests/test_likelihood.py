@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import diffsample as ds
-from diffsample.likelihood import bits_per_dim, dequantise, every_axis, gaussian, log_likelihood, rademacher
+from diffsample.likelihood import bits_per_dim, dequantise, log_likelihood
+from diffsample.probes import every_axis, gaussian, rademacher
 
 VP = ds.VariancePreserving()
 KEY = jax.random.key(0)
