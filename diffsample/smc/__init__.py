@@ -1,30 +1,75 @@
 """Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers."""
 
+from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
+from diffsample.smc.conditional_resampling import conditional_killing, conditional_multinomial, conditional_systematic
+from diffsample.smc.estimates import (
+    Estimate,
+    calibrated_weights,
+    chain_mean,
+    expectation,
+    normaliser,
+    pooled,
+    stein_controls,
+)
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
+from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
+from diffsample.smc.paris import Paris, Rejection, weighted_mean
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
+from diffsample.smc.path_filter import Generation, Path, particle_filter, path_of
+from diffsample.smc.paths import GaussianModel, PathModel
 from diffsample.smc.policies import always, ess, every, never, window
 from diffsample.smc.potentials import Closing, Potential, Transition, combine
 from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
+from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 
 __all__ = [
+    "Chain",
     "Closing",
+    "ConditionalSMC",
     "Diagnostics",
+    "Estimate",
     "FeynmanKac",
+    "GaussianModel",
+    "Generation",
+    "Paris",
     "Particles",
+    "Path",
+    "PathModel",
     "Potential",
+    "Rejection",
+    "StepwiseReward",
+    "Sweep",
+    "Tempered",
     "Transition",
     "always",
+    "ancestral_tracing",
+    "backward_sampling",
+    "calibrated_weights",
+    "chain_mean",
     "combine",
+    "conditional_killing",
+    "conditional_multinomial",
+    "conditional_systematic",
     "ess",
     "every",
+    "expectation",
     "feynman_kac",
     "final_resample",
     "multinomial",
     "never",
+    "normaliser",
+    "parallel_tempering",
+    "parisian_particle_gibbs",
+    "particle_filter",
+    "particle_gibbs",
+    "path_of",
+    "pooled",
     "repeat",
     "rotated",
     "select_one",
+    "stein_controls",
     "stratified",
     "systematic",
+    "weighted_mean",
     "window",
 ]
