@@ -13,6 +13,13 @@ from diffsample.smc.estimates import (
 )
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
+from diffsample.smc.importance import (
+    Adapted,
+    GaussianMixture,
+    adaptive_importance_sampling,
+    density_controls,
+    importance_sampling,
+)
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
 from diffsample.smc.path_filter import Generation, Path, particle_filter, path_of
@@ -23,12 +30,14 @@ from diffsample.smc.resampling import multinomial, rotated, stratified, systemat
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 
 __all__ = [
+    "Adapted",
     "Chain",
     "Closing",
     "ConditionalSMC",
     "Diagnostics",
     "Estimate",
     "FeynmanKac",
+    "GaussianMixture",
     "GaussianModel",
     "Generation",
     "Paris",
@@ -41,6 +50,7 @@ __all__ = [
     "Sweep",
     "Tempered",
     "Transition",
+    "adaptive_importance_sampling",
     "always",
     "ancestral_tracing",
     "backward_sampling",
@@ -50,11 +60,13 @@ __all__ = [
     "conditional_killing",
     "conditional_multinomial",
     "conditional_systematic",
+    "density_controls",
     "ess",
     "every",
     "expectation",
     "feynman_kac",
     "final_resample",
+    "importance_sampling",
     "multinomial",
     "never",
     "normaliser",
