@@ -1,5 +1,9 @@
-"""Two branches of one denoiser, conditional and unconditional, in one network call or in sequence."""
+"""Branches: one denoiser under several conditions, in one network call or in sequence.
 
+Only branches of one denoiser share a call; another network (a weak or a perturbed one) is called by itself.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -67,23 +71,33 @@ def both(
     denoiser: Denoiser, x: Array, at: Point, cond: PyTree, null: PyTree, state: Branches, batched: bool
 ) -> tuple[Branches, Branches]:
     """(predictions, states) of the two branches; `batched` makes them one call of twice the batch."""
-    null = null_like(null, cond)
+    predictions, states = evaluate(denoiser, x, at, (cond, null_like(null, cond)), state, batched)
+    return Branches(*predictions), Branches(*states)
+
+
+def evaluate(
+    denoiser: Denoiser, x: Array, at: Point, conds: Sequence[PyTree], states: Sequence[PyTree], batched: bool
+) -> tuple[list[Prediction], list[PyTree]]:
+    """Predictions and states of one denoiser under n conditions of one shape; `batched`: one call of n times the batch.
+
+    Every branch sees the same x, level and keys, and keeps a memory of its own.
+    """
+    n = len(conds)
     if not batched:
-        first, first_state = denoiser(x, at, cond, state.cond)
-        second, second_state = denoiser(x, at, null, state.null)
-        return Branches(first, second), Branches(first_state, second_state)
-    twice = Point(_twice_level(at.now), _twice_level(at.next), at.index, at.stage, _join(at.keys, at.keys))
-    out, new = denoiser(_join(x, x), twice, _join(cond, null), _join(state.cond, state.null))
-    return Branches(*_split(out, len(x))), Branches(*_split(new, len(x)))
+        called = [denoiser(x, at, cond, state) for cond, state in zip(conds, states, strict=True)]
+        return [prediction for prediction, _ in called], [state for _, state in called]
+    wide = Point(_repeat_level(at.now, n), _repeat_level(at.next, n), at.index, at.stage, _join([at.keys] * n))
+    out, new = denoiser(_join([x] * n), wide, _join(conds), _join(states))
+    return _split(out, n, len(x)), _split(new, n, len(x))
 
 
-def _twice_level(level: Level) -> Level:
-    return Level(*(_join(v, v) if jnp.ndim(v) else v for v in level))
+def _repeat_level(level: Level, n: int) -> Level:
+    return Level(*(_join([v] * n) if jnp.ndim(v) else v for v in level))
 
 
-def _join(first: PyTree, second: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+def _join(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
-def _split(tree: PyTree, n: int) -> tuple[PyTree, PyTree]:
-    return jax.tree.map(lambda leaf: leaf[:n], tree), jax.tree.map(lambda leaf: leaf[n:], tree)
+def _split(tree: PyTree, n: int, batch: int) -> list[PyTree]:
+    return [jax.tree.map(lambda leaf, i=i: leaf[i * batch : (i + 1) * batch], tree) for i in range(n)]

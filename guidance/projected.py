@@ -1,12 +1,16 @@
 """Adaptive projected guidance."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.guidance.branches import Branches, TwoBranches, both
+from diffsample.guidance.schedules import scheduled, value_at
+from diffsample.guidance.spaces import shift_x0
+from diffsample.process import Level
 from diffsample.struct import pytree, static
 
 
@@ -25,6 +29,8 @@ class AdaptiveProjected(TwoBranches):
     radius: Any = None
     momentum: Any = None
     eta: Any = 0.0
+    axes: tuple[int, ...] | None = static(default=None)
+    rms: bool = static(default=False)
     batched: bool = static(default=True)
 
     def init(self, x: Array) -> ProjectedState:
@@ -35,15 +41,32 @@ class AdaptiveProjected(TwoBranches):
         (c, u), branches = both(self.denoiser, x, at, cond, self.null, state.branches, self.batched)
         difference, average = c.x0 - u.x0, state.average
         if average is not None:
-            difference = difference + expand(self.momentum, x) * average
+            difference = difference + value_at(self.momentum, at.now, x) * average
             average = jnp.where(at.stage == 0, difference, average)
-        if self.radius is not None:
-            norm = jnp.sqrt(_inner(difference, difference))
-            difference = difference * jnp.minimum(1, expand(self.radius, x) / _positive(norm))
-        along = _inner(difference, c.x0) / _positive(_inner(c.x0, c.x0)) * c.x0
-        shift = (expand(self.scale, x) - 1) * (difference - (1 - expand(self.eta, x)) * along)
-        eps = c.eps - expand(at.now.alpha, x) / expand(at.now.sigma, x) * shift
-        return Prediction(c.x0 + shift, eps), ProjectedState(branches, average)
+        shift = (value_at(self.scale, at.now, x) - 1) * self._project(self._limit(difference, at.now), c.x0, at.now)
+        return shift_x0(c, shift, at.now), ProjectedState(branches, average)
+
+    def _limit(self, difference: Array, level: Level) -> Array:
+        """The difference, no longer than the radius."""
+        if self.radius is None:
+            return difference
+        axes = self._axes(difference)
+        dimension = math.prod(difference.shape[a] for a in axes) if self.rms else 1
+        norm = jnp.sqrt(inner(difference, difference, axes))
+        radius = value_at(self.radius, level, difference) * math.sqrt(dimension)
+        return difference * jnp.minimum(1, radius / positive(norm))
+
+    def _project(self, difference: Array, x0: Array, level: Level) -> Array:
+        """The difference with only the share eta of its part along x0."""
+        axes = self._axes(x0)
+        along = inner(difference, x0, axes) / positive(inner(x0, x0, axes)) * x0
+        return difference - (1 - value_at(self.eta, level, x0)) * along
+
+    def _axes(self, x: Array) -> tuple[int, ...]:
+        axes = self.axes or tuple(range(1, x.ndim))
+        if not all(0 < a < x.ndim for a in axes):
+            raise ValueError(f"axes={axes} must lie in 1 .. {x.ndim - 1} for x of shape {x.shape}; axis 0 is the batch")
+        return axes
 
 
 def apg(
@@ -54,6 +77,8 @@ def apg(
     radius: Any = None,
     momentum: Any = None,
     eta: Any = 0.0,
+    axes: tuple[int, ...] | None = None,
+    rms: bool = False,
     batched: bool = True,
 ) -> AdaptiveProjected:
     """APG, adaptive projected guidance: CFG without the part of the difference that saturates.
@@ -65,9 +90,15 @@ def apg(
 
     Args:
         denoiser, null, scale, batched: as for `cfg`.
-        radius: largest norm of the difference; grows like sqrt(dimension). None: no clipping.
+        radius: largest norm of the difference; grows like sqrt(dimension) unless `rms`. None: no clipping.
         momentum: weight of the past, negative in the paper (-0.5, -0.75); a plain recursion, not an average. None: off.
         eta: share of the part along the conditional prediction that is kept.
+        axes: axes of x over which norms and inner products are taken, each > 0; None: all but the batch.
+        rms: the radius is of the root mean square over these axes, so that it suits every resolution.
+        radius, momentum and eta are numbers, [B] or schedules.
+
+    Raises:
+        ValueError: at trace time, axes that x does not have.
 
     Reference: Sadat, Hilliges, Weber 2025, arXiv 2410.02416, algorithm 1.
 
@@ -75,13 +106,16 @@ def apg(
     >>> ds.guidance.apg(ds.exact.Gaussian(0.0, 1.0), null=10, scale=7.5, radius=2.5, momentum=-0.5).evaluations
     2
     """
-    return AdaptiveProjected(denoiser, null, scale, radius, momentum, eta, batched)
+    axes = None if axes is None else tuple(axes)
+    scale, radius, momentum, eta = map(scheduled, (scale, radius, momentum, eta))
+    return AdaptiveProjected(denoiser, null, scale, radius, momentum, eta, axes, rms, batched)
 
 
-def _inner(a: Array, b: Array) -> Array:
-    """Inner product per sample, axes kept, in float32 at least."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
+def inner(a: Array, b: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """Inner product per sample over some axes (all but the batch), axes kept."""
+    return jnp.sum(a * b, axis=axes or tuple(range(1, a.ndim)), keepdims=True)
 
 
-def _positive(value: Array) -> Array:
+def positive(value: Array) -> Array:
+    """No smaller than the smallest positive number, to divide by."""
     return jnp.maximum(value, jnp.finfo(value.dtype).tiny)

@@ -13,9 +13,10 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.guidance.schedules import known, scheduled, value_at
+from diffsample.guidance.spaces import shift_x0
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
-from diffsample.tableau import is_concrete
 
 
 class Limited(Denoiser, Protocol):
@@ -24,7 +25,7 @@ class Limited(Denoiser, Protocol):
     denoiser: Denoiser
     keep_eps: bool
 
-    def limit(self, x0: Array) -> Array:
+    def limit(self, x0: Array, level: Level) -> Array:
         """The changed x0."""
         ...
 
@@ -51,11 +52,11 @@ class Limited(Denoiser, Protocol):
         return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
-        (x0, eps), state = self.denoiser(x, at, cond, state)
-        limited = self.limit(x0)
-        if not self.keep_eps:
-            eps = eps - expand(at.now.alpha, x) / expand(at.now.sigma, x) * (limited - x0)
-        return Prediction(limited, eps), state
+        prediction, state = self.denoiser(x, at, cond, state)
+        limited = self.limit(prediction.x0, at.now)
+        if self.keep_eps:
+            return Prediction(limited, prediction.eps), state
+        return Prediction(limited, shift_x0(prediction, limited - prediction.x0, at.now).eps), state
 
 
 @pytree
@@ -67,8 +68,8 @@ class Clipped(Limited):
     high: Any = 1.0
     keep_eps: bool = static(default=False)
 
-    def limit(self, x0: Array) -> Array:
-        return jnp.clip(x0, expand(self.low, x0), expand(self.high, x0))
+    def limit(self, x0: Array, level: Level) -> Array:
+        return jnp.clip(x0, value_at(self.low, level, x0), value_at(self.high, level, x0))
 
 
 @pytree
@@ -81,9 +82,9 @@ class DynamicallyThresholded(Limited):
     largest: Any = inf
     keep_eps: bool = static(default=False)
 
-    def limit(self, x0: Array) -> Array:
-        size, q = jnp.abs(x0).reshape(x0.shape[0], -1), jnp.asarray(self.quantile, x0.dtype)
-        bound, largest = jnp.asarray(self.bound, x0.dtype), jnp.asarray(self.largest, x0.dtype)
+    def limit(self, x0: Array, level: Level) -> Array:
+        q, bound, largest = (value_at(v, level, x0).reshape(-1) for v in (self.quantile, self.bound, self.largest))
+        size = jnp.abs(x0).reshape(x0.shape[0], -1)
         s = jax.vmap(jnp.quantile)(size, jnp.broadcast_to(q, x0.shape[:1]))
         s = jnp.maximum(jnp.minimum(s, largest), bound)
         return jnp.clip(x0, -expand(s, x0), expand(s, x0)) * expand(bound / s, x0)
@@ -96,7 +97,7 @@ def clip(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0, *, keep_eps: bool
 
     Args:
         denoiser: what is clipped; put guidance inside.
-        low, high: range of the data, numbers or [B].
+        low, high: range of the data, numbers, [B] or schedules.
         keep_eps: leave eps as predicted, so that DDIM is alpha_t x0' + sigma_t eps (diffusers' `clip_sample` with
             its default use_clipped_model_output=False). False recomputes eps from x0' (DDPM, Imagen).
 
@@ -110,9 +111,9 @@ def clip(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0, *, keep_eps: bool
     >>> ds.sample(jax.random.key(0), sampler, (2,)).tolist()
     [1.0, 1.0]
     """
-    if is_concrete((low, high)) and not np.all(np.asarray(low) < np.asarray(high)):
+    if known(low, high) and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(f"clip needs low < high, got low={low}, high={high}")
-    return Clipped(denoiser, low, high, keep_eps)
+    return Clipped(denoiser, scheduled(low), scheduled(high), keep_eps)
 
 
 def dynamic_threshold(
@@ -128,7 +129,7 @@ def dynamic_threshold(
         bound: half the range of the data, which is [-bound, bound].
         largest: s never exceeds it (diffusers' sample_max_value, whose default of 1 makes this `clip`).
         keep_eps: as for `clip`.
-        quantile, bound and largest are numbers or [B].
+        quantile, bound and largest are numbers, [B] or schedules.
 
     Raises:
         ValueError: a quantile outside [0, 1], a bound that is not positive, or largest below it.
@@ -136,12 +137,13 @@ def dynamic_threshold(
     Reference: Saharia et al. 2022, arXiv 2205.11487, section 2.3 and appendix D.
 
     >>> import diffsample as ds
-    >>> dynamic_threshold(ds.exact.PointMass(3.0), 1.0).limit(jnp.array([[4.0, -2.0], [0.5, 0.25]])).tolist()
+    >>> rule = dynamic_threshold(ds.exact.PointMass(3.0), 1.0)
+    >>> rule.limit(jnp.array([[4.0, -2.0], [0.5, 0.25]]), ds.Level(None, 1.0, 1.0)).tolist()
     [[1.0, -0.5], [0.5, 0.25]]
     """
-    if is_concrete((quantile, bound, largest)):
+    if known(quantile, bound, largest):
         if not np.all((np.asarray(quantile) >= 0) & (np.asarray(quantile) <= 1)):
             raise ValueError(f"quantile={quantile} must lie in [0, 1]")
         if not np.all((np.asarray(bound) > 0) & (np.asarray(largest) >= np.asarray(bound))):
             raise ValueError(f"dynamic_threshold needs 0 < bound <= largest, got bound={bound}, largest={largest}")
-    return DynamicallyThresholded(denoiser, quantile, bound, largest, keep_eps)
+    return DynamicallyThresholded(denoiser, scheduled(quantile), scheduled(bound), scheduled(largest), keep_eps)

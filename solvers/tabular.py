@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.counting import evaluations
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level
 from diffsample.sampler import Kernel, View, fold, normal
@@ -68,7 +69,7 @@ class Linear:
     @property
     def nfe(self) -> int:
         """Network evaluations per sample; rows of padding make none."""
-        return self.tableau.calls * self.denoiser.evaluations
+        return evaluations(self.denoiser, self.tableau)
 
     @property
     def steps(self) -> Row:

@@ -4,9 +4,16 @@ Solvers are the rows of `diffsample.catalogue`: name -> function (process, grid)
 hyperparameter at equal shapes. A guidance rule's row is a function (denoiser, scale) -> denoiser, null condition 2.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
 from diffsample import guidance, solvers
 from diffsample.catalogue import METHODS as SOLVERS
 from diffsample.catalogue import PROCESSES as PROCESSES
+from diffsample.denoiser import Network
 from diffsample.grid import Grid
 from diffsample.process import VariancePreserving
 from diffsample.tableau import Tableau
@@ -22,6 +29,24 @@ def table_of(name: str, steps: int = 6) -> Tableau:
     """A solver's table on that grid."""
     grid = grid_of(name, steps)
     return SOLVERS[name](grid.process, grid)
+
+
+def counted(predicts: str = "noise") -> tuple[Network, Callable[[Callable[[], Any]], float]]:
+    """A network with conditions 0, 1, 2, and a function that counts its evaluations a sample while something runs."""
+    rows = []
+
+    def field(params, x, t, cond):
+        jax.debug.callback(rows.append, jnp.float32(x.shape[0]))
+        tilt = 0.3 * cond.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+        return jnp.tanh(params * x + tilt) + tilt
+
+    def count(run: Callable[[], Any]) -> float:
+        rows.clear()
+        out = jax.block_until_ready(run())
+        jax.effects_barrier()
+        return float(sum(rows)) / jax.tree.leaves(out)[0].shape[0]
+
+    return Network(field, 0.8, predicts=predicts), count
 
 
 def representatives() -> list[str]:
