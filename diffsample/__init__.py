@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffsample import coupling, diagnostics, dimension, exact, guidance, smc, solvers, times
+from diffsample import coupling, diagnostics, dimension, discrete, exact, guidance, smc, solvers, times
 from diffsample.adapters import from_callable, from_equinox, from_linen, from_nnx
 from diffsample.betas import DiscreteBetas
 from diffsample.boundary import Boundary, search_boundary
@@ -77,6 +77,7 @@ __all__ = [
     "diagnostics",
     "diffuse",
     "dimension",
+    "discrete",
     "exact",
     "from_callable",
     "from_equinox",

@@ -66,7 +66,8 @@ class Sampler(Protocol):
 
     A sampler may also have `kernel(state, step) -> Kernel`, the law of the x of the coming row (step=None: of what
     `finish` returns); `draws`, [n] bool, False on rows whose move draws no noise; and `verify(out)`, which raises where
-    the result of a run is not valid. `finish` may return a NamedTuple whose field `x` holds the samples.
+    the result of a run is not valid; `done(state) -> bool`, which ends the loop before its last row; `dtype`, of states
+    that are not floats. `finish` may return a NamedTuple whose field `x` holds the samples.
     """
 
     @property
@@ -95,7 +96,9 @@ class Sampler(Protocol):
         """The closing update, without a call: samples [B, ...], or a NamedTuple with samples `x`."""
         ...
 
-    def view(self, state: PyTree) -> View: ...
+    def view(self, state: PyTree) -> Any:
+        """A `View`, or another NamedTuple with at least `x` and `fresh`, where states are not Gaussian."""
+        ...
 
 
 def normal(keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -50,7 +50,7 @@ def sample(
     progress: bool = False,
     debug: bool = False,
     check: bool = True,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Any:
     """Draw samples: initial states, `sampler.nfe` network evaluations each, and the closing update, in one program.
 
@@ -67,7 +67,8 @@ def sample(
         debug: run row by row in Python, so that prints and debuggers inside a network work; equal up to rounding
             (operations are not fused; relative 1e-6 in float32).
         check: look at the result once for NaN; False returns without waiting for the device.
-        dtype: of the result when `shape` is given; the state is float32 at least.
+        dtype: of the result when `shape` is given; the state is float32 at least. None is the sampler's own, float32
+            unless it says otherwise (int32 for decoders of tokens).
 
     Returns:
         samples [B, ...], or what the sampler returns with them (`smc.Particles`); with a record, the pair of both.
@@ -84,6 +85,7 @@ def sample(
     Array([2., 2., 2.], dtype=float32)
     """
     _check_key(key)
+    dtype = getattr(sampler, "dtype", jnp.float32) if dtype is None else dtype
     shape, dtype = _start(shape, x, dtype, check)
     _check_cond(cond, shape[0])
     if chunk is not None and chunk < shape[0]:
@@ -168,12 +170,29 @@ def _run(sampler: Sampler, key: Array, first: Array, x: Any, cond: PyTree, obser
     def body(carry: Carry, row: tuple) -> tuple[Carry, None]:
         return _row(sampler, observer, keys, cond, carry, *row), None
 
-    carry, _ = jax.lax.scan(body, carry, (rows, steps))
+    if _stops(sampler) is None:
+        carry, _ = jax.lax.scan(body, carry, (rows, steps))
+    else:
+        carry = _advance(sampler, observer, keys, cond, carry, 0, _rows(sampler))
     return _end(sampler, keys, carry, cond, dtype), carry.record
 
 
 _jit_begin = jax.jit(_begin, static_argnums=(5, 6))
 _jit_end = jax.jit(_end, static_argnums=4)
+
+
+def _stops(sampler: Sampler) -> Any:
+    """The sampler's condition on its state to end before the last row; None where all rows are run, by a scan."""
+    return getattr(sampler, "done", None)
+
+
+def _over(sampler: Sampler, state: PyTree) -> bool:
+    return _stops(sampler) is not None and bool(_finished(sampler, state))
+
+
+@jax.jit
+def _finished(sampler: Sampler, state: PyTree) -> Array:
+    return _stops(sampler)(state)
 
 
 @jax.jit
@@ -184,7 +203,14 @@ def _advance(sampler: Sampler, observer: Any, keys: Array, cond: PyTree, carry: 
     def body(j: Array, carry: Carry) -> Carry:
         return _row(sampler, observer, keys, cond, carry, j, jax.tree.map(lambda leaf: leaf[j], steps))
 
-    return jax.lax.fori_loop(start, stop, body, carry)
+    done = _stops(sampler)
+    if done is None:
+        return jax.lax.fori_loop(start, stop, body, carry)
+
+    def going(at: tuple) -> Array:
+        return (at[0] < stop) & ~done(at[1].state)
+
+    return jax.lax.while_loop(going, lambda at: (at[0] + 1, body(*at)), (jnp.asarray(start), carry))[1]
 
 
 def _with_progress(
@@ -198,7 +224,7 @@ def _with_progress(
     rows = _rows(sampler)
     done, piece = 0, 1
     with tqdm(total=rows, unit="call") as bar:
-        while done < rows:
+        while done < rows and not _over(sampler, carry.state):
             stop, began = min(done + piece, rows), time.perf_counter()
             carry = jax.block_until_ready(_advance(sampler, observer, keys, cond, carry, done, stop))
             bar.update(stop - done)
@@ -213,6 +239,8 @@ def _debug(sampler: Sampler, key: Array, first: Any, x: Any, cond: PyTree, obser
     keys, carry = _begin(sampler, key, first, x, observer, shape, dtype, cond)
     steps = sampler.steps
     for j in range(_rows(sampler)):
+        if _over(sampler, carry.state):
+            break
         carry = _row(sampler, observer, keys, cond, carry, j, jax.tree.map(lambda leaf, j=j: leaf[j], steps))
     return _end(sampler, keys, carry, cond, dtype), carry.record
 

@@ -1,0 +1,371 @@
+"""The masked engine: one step for every decoder, a choice of policy (which positions, when), proposal (what) and
+corrector.
+
+A row is an update, then a call, as everywhere in this library: the policy picks positions from the laws at x, the
+proposal draws their tokens, and the network is called at the new x, where something changed and something is left to
+reveal. Row 0 only calls. So after every row the state holds x and fresh features of x: rewards and weights need no
+call of their own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample.discrete.categorical import inverse_cdf
+from diffsample.discrete.draws import FIX, WHAT, WHEN, Categorical, Draws, as_draws
+from diffsample.discrete.model import Laws, MaskedModel, broken, gather
+from diffsample.process import Level
+from diffsample.struct import pytree, static
+
+PyTree: TypeAlias = Any
+
+
+class Place(NamedTuple):
+    """Where a decoder stands."""
+
+    masked: Array  # bool [B, L], positions that wait for a token
+    free: Array  # bool [B, L], positions that are not prompt or padding
+    clock: Array  # [B] mask probability
+    index: Array  # int32 scalar, number of the update, from 0
+
+
+class Selection(NamedTuple):
+    """A policy's decision."""
+
+    reveal: Array  # bool [B, L], masked positions to reveal now
+    clock: Array  # [B], mask probability at which the network is called next
+    tokens: Array | None = None  # int32 [B, L], where the policy drew them itself
+    remask: Array | None = None  # bool [B, L], observed free positions to mask again
+    weight: Array | None = None  # scalar or [B], of an extrapolating proposal
+
+
+class Policy(Protocol):
+    """Which positions, and when."""
+
+    @property
+    def steps(self) -> PyTree:
+        """Data of each update, leading axis n."""
+        ...
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether to stop as soon as nothing is masked, in a while loop instead of a scan."""
+        ...
+
+    def width(self, length: int) -> int:
+        """The most positions that one update reveals, of a sequence of this length."""
+        ...
+
+    def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
+        """(memory, batch first; the mask probability of the first call [B])."""
+        ...
+
+    def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: PyTree) -> tuple[Selection, PyTree]:
+        """The decision of one update; where nothing is masked it must decide nothing."""
+        ...
+
+
+class Reveal(NamedTuple):
+    """What the newest update revealed, k positions at most."""
+
+    positions: Array  # int32 [B, k]
+    valid: Array  # bool [B, k], the slots that are used
+    tokens: Array  # int32 [B, k]
+    log_p: Array  # [B, k], log-probability of the token under the model
+    log_q: Array  # [B, k], and under the proposal that drew it
+
+
+class Context(NamedTuple):
+    """What a proposal may read, besides the laws at the positions to reveal."""
+
+    x: Array  # [B, L]
+    positions: Array  # int32 [B, k]
+    valid: Array  # bool [B, k]
+    before: Array  # [B, k, vocab] log-laws at the same positions one update earlier
+    count: Array  # int32 [B], positions revealed now
+    count_before: Array  # int32 [B], and one update earlier
+    weight: Array | None  # the policy's, of an extrapolation
+    cond: PyTree
+
+
+Proposal: TypeAlias = Callable[[Array, Context], Array]
+
+
+class Corrector(Protocol):
+    """Redraws of what is already there, after a call."""
+
+    def __call__(self, draws: Draws, laws: Laws, place: Place) -> Array:
+        """New x [B, L]."""
+        ...
+
+
+class State(NamedTuple):
+    """What the loop carries."""
+
+    x: Array  # int32 [B, L]
+    free: Array  # bool [B, L]
+    features: PyTree  # of the model at x
+    before: PyTree  # features one update earlier; () where nothing reads them
+    memory: PyTree  # the policy's
+    clock: Array  # [B]
+    stale: Array  # bool [B], x changed since the last call
+    reveal: Reveal
+    count: Array  # int32 [B], positions revealed by the newest update
+    calls: Array  # int32 [B], network evaluations that this sequence needed
+    fault: Array  # int32 [B], first position whose law was broken, -1 if none
+    executed: Array  # int32 scalar, calls of the network made for the batch
+    index: Array  # int32 scalar, updates done
+    cond: PyTree = None
+
+    def future(self) -> PyTree:
+        """What decides the law of what follows, and the count of calls."""
+        return self.x, self.before, self.memory, self.calls, self.stale
+
+
+class DecoderView(NamedTuple):
+    """What observers, potentials and plots may read after a row."""
+
+    x: Array  # int32 [B, L]
+    masked: Array  # bool [B, L]
+    level: Level  # t (the mask probability), alpha = 1 - t, sigma = t, each [B]
+    features: PyTree  # of the model at x, for `laws`
+    reveal: Reveal  # the newest update
+    memory: PyTree  # the policy's
+    calls: Array  # int32 [B]
+    executed: Array  # int32 scalar
+    index: Array  # int32 scalar
+    fresh: Array  # bool scalar, always true here
+
+
+class Decoded(NamedTuple):
+    """The result of a decoder."""
+
+    x: Array  # int32 [B, L]
+    calls: Array  # int32 [B], network evaluations that each sequence needed
+    fault: Array  # int32 [B], first position where the model gave no law or x no token, -1 if none
+
+
+@pytree
+class Decoder:
+    """A sampler over x int32 [B, L] from a masked model, a policy, a proposal and a corrector.
+
+    Functions of this package (`first_hitting`, `ancestral`, `maskgit`, ...) build the published ones.
+
+    Args:
+        model: `MaskedModel`, or any rule around one.
+        policy: which positions, when.
+        proposal: `(log_p [B, k, vocab], Context) -> log_q`: temperature, top-p, extrapolation, guidance; None draws
+            from the model. A pytree, so that its numbers are leaves.
+        corrector: redraws after every update, or None.
+        categorical: how tokens are drawn, `inverse_cdf` or `gumbel_max`.
+        chunk: positions whose logits exist at a time, for policies that read laws at all positions.
+
+    >>> import jax, diffsample as ds
+    >>> from diffsample import discrete
+    >>> model = discrete.from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 3)), (), vocab=3, mask_id=3)
+    >>> out = ds.sample(jax.random.key(0), discrete.Decoder(model, discrete.first_hitting(5)), (2, 5))
+    >>> out.x.shape, out.calls.tolist()
+    ((2, 5), [5, 5])
+    """
+
+    model: MaskedModel
+    policy: Policy
+    proposal: Any = None
+    corrector: Any = None
+    categorical: Categorical = static(default=inverse_cdf)
+    chunk: int = static(default=64)
+
+    def __post_init__(self) -> None:
+        vars(self)["proposal"] = as_leaves(self.proposal)
+        if getattr(self.corrector, "hollow", False) and not self.model.hollow:
+            raise ValueError("this corrector redraws observed positions from the law given the others: it needs a "
+                             "model declared hollow=True")  # fmt: skip
+
+    @property
+    def steps(self) -> PyTree:
+        """Row 0, which only calls, and a row an update."""
+        rows = self.policy.steps
+        first = jax.tree.map(lambda leaf: leaf[:1], rows)
+        n = jax.tree.leaves(rows)[0].shape[0]
+        return (jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rows), jnp.arange(n + 1) > 0)
+
+    @property
+    def nfe(self) -> int:
+        """The most network evaluations a sequence; `Decoded.calls` says how many it needed."""
+        updates = len(jax.tree.leaves(self.policy.steps)[0])
+        return updates * self.model.evaluations * (1 if self.corrector is None else 2)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the state."""
+        return jnp.int32
+
+    @property
+    def done(self) -> Callable[[State], Array] | None:
+        """Whether every sequence is finished; None where the number of rows is fixed."""
+        return self._finished if self.policy.adaptive else None
+
+    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """All masks."""
+        return jnp.full(shape, self.model.mask_id, jnp.int32)
+
+    def init(self, keys: Array | Draws, x: Array, cond: PyTree) -> State:
+        """Before the first call: what is not a mask is prompt or padding, and stays."""
+        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"a decoder needs integer tokens [batch, length], got {x.dtype} of shape {x.shape}")
+        batch, length = x.shape
+        masked = x == self.model.mask_id
+        zero = jnp.zeros(batch, jnp.int32)
+        place = Place(masked, masked, jnp.ones(batch), jnp.int32(-1))
+        memory, clock = self.policy.init(as_draws(keys, self.categorical).at(WHEN), place)
+        shapes = jax.eval_shape(self.model, x, clock, cond)
+        features = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        k = min(self.policy.width(length), length)
+        empty = jnp.zeros((batch, k), jnp.int32)
+        logs = jnp.zeros((batch, k), jax.eval_shape(self.model.log_probs, features, empty).dtype)
+        reveal = Reveal(empty, empty > 0, empty, logs, logs)
+        outside = (x < 0) | (x > max(self.model.vocab - 1, self.model.mask_id))
+        return State(x, masked, features, features if self._looks_back else (), memory, clock, jnp.ones(batch, bool),
+                     reveal, zero, zero, _first(outside, zero - 1), jnp.int32(0), jnp.int32(-1), cond)  # fmt: skip
+
+    def step(self, keys: Array | Draws, state: State, step: PyTree, cond: PyTree) -> State:
+        """One update, then one call; with a corrector, its redraw and another call."""
+        draws, (row, active) = as_draws(keys, self.categorical), step
+        state = self._call(self._update(draws, state, row, active, cond), cond)
+        if self.corrector is None:
+            return state
+        laws = Laws(self.model, state.features, state.x, self.chunk)
+        x = self.corrector(draws.at(FIX), laws, self._place(state, active))
+        changed = jnp.any(x != state.x, axis=1)
+        return self._call(state._replace(x=x, stale=state.stale | changed), cond)
+
+    def finish(self, keys: Array | Draws, state: State, cond: PyTree) -> Decoded:
+        """The tokens; a mask that is left is a fault at its position."""
+        return Decoded(state.x, state.calls, _first(state.x == self.model.mask_id, state.fault))
+
+    def view(self, state: State) -> DecoderView:
+        clock = state.clock
+        return DecoderView(state.x, state.x == self.model.mask_id, Level(clock, 1 - clock, clock), state.features,
+                           state.reveal, state.memory, state.calls, state.executed, state.index,
+                           jnp.ones((), bool))  # fmt: skip
+
+    def verify(self, out: Decoded) -> None:
+        """Raise where the model gave no law, an id was out of range, or a mask is left."""
+        faults = np.asarray(out.fault)
+        if (faults >= 0).any():
+            sample = int(np.flatnonzero(faults >= 0)[0])
+            at = int(faults[sample])
+            raise FloatingPointError(
+                f"sequence {sample} went wrong at position {at} (token {int(out.x[sample, at])}), as did "
+                f"{int((faults >= 0).sum())} of {len(faults)}: the model gave NaN logits or no possible token, an id "
+                f"of x was outside 0 .. {self.model.vocab - 1}, or a mask was left"
+            )
+
+    @property
+    def _looks_back(self) -> bool:
+        return getattr(self.proposal, "looks_back", False)
+
+    def _finished(self, state: State) -> Array:
+        return (state.index >= 0) & ~jnp.any(state.x == self.model.mask_id)
+
+    def _place(self, state: State, active: Array) -> Place:
+        """In row 0 nothing is eligible."""
+        masked = (state.x == self.model.mask_id) & active
+        return Place(masked, state.free & active, state.clock, state.index)
+
+    def _update(self, draws: Draws, state: State, row: PyTree, active: Array, cond: PyTree) -> State:
+        state = state._replace(index=state.index + 1)
+        place, laws = self._place(state, active), Laws(self.model, state.features, state.x, self.chunk)
+        chosen, memory = self.policy.select(draws.at(WHEN), laws, place, state.memory, row)
+        shown = chosen.reveal & place.masked
+        positions, valid = pack(shown, state.reveal.positions.shape[1])
+        reveal, bad = self._reveal(draws.at(WHAT), laws, state, chosen, positions, valid, cond)
+        x = write(state.x, positions, valid, reveal.tokens)
+        if chosen.remask is not None:
+            x = jnp.where(chosen.remask & place.free & ~place.masked, self.model.mask_id, x)
+        fault = jnp.where(state.fault >= 0, state.fault, jnp.max(jnp.where(bad, positions, -1), axis=1))
+        return state._replace(
+            x=x,
+            before=state.features if self._looks_back else (),
+            memory=jax.tree.map(functools.partial(jnp.where, active), memory, state.memory),
+            clock=jnp.where(active, chosen.clock.astype(state.clock.dtype), state.clock),
+            stale=state.stale | jnp.any(x != state.x, axis=1),
+            reveal=reveal,
+            count=jnp.sum(shown, axis=1, dtype=jnp.int32),
+            fault=fault,
+        )
+
+    def _reveal(
+        self,
+        draws: Draws,
+        laws: Laws,
+        state: State,
+        chosen: Selection,
+        positions: Array,
+        valid: Array,
+        cond: PyTree,
+    ) -> tuple[Reveal, Array]:
+        """(tokens for the slots, slots whose law was broken)."""
+        raw = self.model.log_probs(state.features, positions)
+        log_p, bad = laws.at(positions), broken(raw) & valid
+        log_q = log_p
+        if self.proposal is not None and chosen.tokens is None:
+            before = self.model.log_probs(state.before, positions) if self._looks_back else log_p
+            count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+            context = Context(state.x, positions, valid, before, count, state.count, chosen.weight, cond)
+            log_q = self.proposal(log_p, context)
+        tokens = draws.tokens(log_q, valid) if chosen.tokens is None else gather(chosen.tokens, positions)
+        logs = (jnp.where(valid, of_token(log, tokens), 0.0) for log in (log_p, log_q))
+        return Reveal(positions, valid, jnp.where(valid, tokens, 0), *logs), bad
+
+    def _call(self, state: State, cond: PyTree) -> State:
+        """Features at x, where a sequence that is not finished changed, or the network reads the clock."""
+        waiting = jnp.any(state.x == self.model.mask_id, axis=1)
+        if self.corrector is not None:
+            waiting = waiting | jnp.any(state.free, axis=1)
+        need = waiting & (state.stale | (self.model.time is not None))
+        execute = jnp.any(need)
+        features = jax.lax.cond(execute, lambda: self.model(state.x, state.clock, cond), lambda: state.features)
+        return state._replace(
+            features=features,
+            stale=state.stale & ~need,
+            calls=state.calls + need * jnp.int32(self.model.evaluations),
+            executed=state.executed + execute,
+        )
+
+
+def of_token(log_p: Array, tokens: Array) -> Array:
+    """The entries [...] of log-laws [..., V] at tokens [...]."""
+    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+
+
+def as_leaves(rule: Any) -> Any:
+    """A plain function as a pytree without leaves; anything else as it is."""
+    return jax.tree_util.Partial(rule) if callable(rule) and jax.tree_util.all_leaves([rule]) else rule
+
+
+def pack(chosen: Array, k: int) -> tuple[Array, Array]:
+    """The first k chosen positions of each row, int32 [B, k], and which slots hold one, without a sort."""
+    length = chosen.shape[1]
+    if k == length:
+        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), chosen.shape), chosen
+    seen = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
+    found = jnp.sum(seen[:, None, :] <= jnp.arange(k, dtype=jnp.int32)[None, :, None], axis=-1, dtype=jnp.int32)
+    return jnp.minimum(found, length - 1), found < length
+
+
+def write(x: Array, positions: Array, valid: Array, tokens: Array) -> Array:
+    """x with tokens at the valid positions; the other slots write nowhere."""
+    rows = jnp.arange(x.shape[0])[:, None]
+    return x.at[rows, jnp.where(valid, positions, x.shape[1])].set(tokens.astype(x.dtype), mode="drop")
+
+
+def _first(bad: Array, otherwise: Array) -> Array:
+    """The first bad position of each row, or otherwise [B]."""
+    found = jnp.where(jnp.any(bad, axis=1), jnp.argmax(bad, axis=1).astype(jnp.int32), -1)
+    return jnp.where(otherwise >= 0, otherwise, found)
