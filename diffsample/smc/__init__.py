@@ -1,7 +1,9 @@
 """Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers."""
 
+from diffsample.smc.choosing import killing, metropolis, metropolis_steps, rejection
 from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
 from diffsample.smc.conditional_resampling import conditional_killing, conditional_multinomial, conditional_systematic
+from diffsample.smc.differentiable import soft, stop_gradient, transport
 from diffsample.smc.estimates import (
     Estimate,
     calibrated_weights,
@@ -20,6 +22,7 @@ from diffsample.smc.importance import (
     density_controls,
     importance_sampling,
 )
+from diffsample.smc.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
 from diffsample.smc.path_filter import Generation, Path, particle_filter, path_of
@@ -27,6 +30,7 @@ from diffsample.smc.paths import GaussianModel, PathModel
 from diffsample.smc.policies import always, ess, every, never, window
 from diffsample.smc.potentials import Closing, Potential, Transition, combine
 from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
+from diffsample.smc.rounding import residual, residual_systematic, ssp
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 
 __all__ = [
@@ -66,7 +70,12 @@ __all__ = [
     "expectation",
     "feynman_kac",
     "final_resample",
+    "hilbert",
     "importance_sampling",
+    "in_place",
+    "killing",
+    "metropolis",
+    "metropolis_steps",
     "multinomial",
     "never",
     "normaliser",
@@ -76,12 +85,20 @@ __all__ = [
     "particle_gibbs",
     "path_of",
     "pooled",
+    "rejection",
     "repeat",
+    "residual",
+    "residual_systematic",
     "rotated",
     "select_one",
+    "soft",
+    "sorted_by",
+    "ssp",
     "stein_controls",
+    "stop_gradient",
     "stratified",
     "systematic",
+    "transport",
     "weighted_mean",
     "window",
 ]

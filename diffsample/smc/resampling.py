@@ -7,12 +7,31 @@ monotone, and (i + 0.9999999) / K rounds to 1: hence the running maximum, and u 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.sampler import View
+
 Resampler = Callable[[Array, Array], Array]
+
+
+class Moved(NamedTuple):
+    """What a resampler with `move` returns, G groups of K."""
+
+    cloud: list[Array]  # leaves [G, K, ...]
+    log_w: Array  # [G, K] log of weights relative to the mean weight before, so that 0 is plain resampling
+    ancestors: Array  # [G, K] int32
+
+
+class Mover(Protocol):
+    """A resampler that sees more than weights, or returns more than ancestors."""
+
+    def move(self, keys: Array, log_w: Array, cloud: list[Array], view: View) -> Moved:
+        """`keys` [G], `log_w` [G, K]; `cloud`: all that belongs to the particles, leaves [G, K, ...]; `view`: [G*K]."""
+        ...
 
 
 def multinomial(key: Array, log_w: Array) -> Array:
@@ -83,8 +102,13 @@ def rotated(key: Array, log_w: Array) -> Array:
 
 def cumulative(log_w: Array) -> Array:
     """Cumulative weights [K], monotone, ending in 1."""
-    summed = jax.lax.cummax(jnp.cumsum(jnp.exp(log_w - jnp.max(log_w))))
-    return summed / summed[-1]
+    return cumulated(jnp.exp(log_w - jnp.max(log_w)))
+
+
+def cumulated(w: Array) -> Array:
+    """Cumulative weights [K] of weights w, not all 0."""
+    summed = jax.lax.cummax(jnp.cumsum(w))
+    return summed / jnp.maximum(summed[-1], jnp.finfo(w.dtype).tiny)
 
 
 def inverse_cdf(cumulated: Array, u: Array) -> Array:
