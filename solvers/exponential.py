@@ -10,7 +10,7 @@ SDE of strength tau). Nothing here forms a log-SNR at sigma = 0 or alpha = 0: a 
 past level that lies infinitely far away is left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import exp, expm1, factorial, inf, sqrt
 from typing import NamedTuple
 
@@ -153,17 +153,19 @@ def explicit(grid: Grid, form: Form, kept: int, weigh: Weigh, stages: int = 0) -
     return program
 
 
-def corrected(grid: Grid, form: Form, kept: int, predict: Weigh, correct: Weigh) -> Program:
+def corrected(
+    grid: Grid, form: Form, kept: int, predict: Weigh, correct: Weigh, uncorrected: Collection[int] = ()
+) -> Program:
     """The loop of a predictor-corrector method, PEC: the call at the predicted state also corrects the step to it.
 
     Register 0 is the predicted state, where the network is called; register 1 what the corrector starts from, the
     state carried with its noise, so that predictor and corrector share one draw. The last step stays uncorrected, and
-    so does a step of infinite gain. One call a step.
+    so does a step of infinite gain, and those whose numbers are in `uncorrected`. One call a step.
     """
     program, outputs, past = Program(grid, registers=2), [], []
-    for s, t in program.moves():
+    for i, (s, t) in enumerate(program.moves()):
         output = program.call(s, t, x0=form.x0, eps=form.eps)
-        if past and gain(past[0], s) < inf:
+        if past and i - 1 not in uncorrected and gain(past[0], s) < inf:
             weights = correct([s, *past], past[0], s)
             program[0] = program[1] + form.move(past[0], s).total * combine(weights, [output, *outputs])
         outputs, past = [output, *outputs][:kept], [s, *past][:kept]

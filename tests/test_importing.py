@@ -130,19 +130,16 @@ def test_imported_scheduler_samples():
         ("PNDM", "skip_prk_steps", False),
         ("EulerDiscrete", "interpolation_type", "log_linear"),
         ("EulerDiscrete", "prediction_type", "epsilons"),
-        ("EulerDiscrete", "use_beta_sigmas", True),
-        ("DPMSolverMultistep", "use_lu_lambdas", True),
         ("DPMSolverMultistep", "algorithm_type", "sde-dpmsolver"),
-        ("DPMSolverMultistep", "lambda_min_clipped", -5.1),
         ("DPMSolverMultistep", "variance_type", "learned"),
-        ("DPMSolverMultistep", "use_flow_sigmas", True),
-        ("UniPCMultistep", "disable_corrector", [0]),
+        ("UniPCMultistep", "shift_terminal", 0.1),
+        ("UniPCMultistep", "solver_p", {}),
         ("UniPCMultistep", "solver_type", "bh1"),
         ("UniPCMultistep", "lower_order_final", False),
         ("UniPCMultistep", "predict_x0", False),
         ("EDMEuler", "final_sigmas_type", "sigma_min"),
         ("FlowMatchEulerDiscrete", "use_dynamic_shifting", True),
-        ("FlowMatchEulerDiscrete", "use_karras_sigmas", True),
+        ("FlowMatchEulerDiscrete", "invert_sigmas", True),
         ("LMSDiscrete", "no_such_key", 1),
     ],
 )
@@ -152,6 +149,64 @@ def test_what_cannot_be_reproduced_is_refused_by_key_and_value(name, key, value)
         read(name, **{**clipping, key: value})
     blamed = "final_sigmas_type" if key == "predict_x0" else key  # one of the two has to change
     assert blamed in str(refusal.value) and (blamed != key or repr(value) in str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "blamed"),
+    [
+        ("DPMSolverMultistep", {"use_flow_sigmas": True, "prediction_type": "v_prediction"}, "v_prediction"),
+        ("DPMSolverMultistep", {"use_flow_sigmas": True, "use_lu_lambdas": True}, "use_lu_lambdas"),
+        ("UniPCMultistep", {"use_flow_sigmas": True, "use_beta_sigmas": True}, "use_beta_sigmas"),
+        ("UniPCMultistep", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ("UniPCMultistep", {"use_beta_sigmas": True, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ("DEISMultistep", {"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ("EulerDiscrete", {"use_beta_sigmas": True, "use_karras_sigmas": True}, "use_beta_sigmas"),
+        ("DPMSolverMultistep", {"lambda_min_clipped": -3.0, "timestep_spacing": "trailing"}, "trailing"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(name, config, blamed):
+    with pytest.raises(ValueError, match=blamed):
+        read(name, **config).grid(8)
+
+
+FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True,
+        "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}  # fmt: skip
+
+
+def test_dynamic_shift_follows_the_number_of_image_tokens():
+    """specs/solvers.md, 7: e^mu / (e^mu + 1/t - 1), mu linear from 0.5 at 256 tokens to 1.15 at 4096."""
+    for tokens, mu in ((256, 0.5), (4096, 1.15), (2176, 0.825)):
+        grid = solvers.from_diffusers(FLUX, image_seq_len=tokens, sigmas=lambda n: np.linspace(1, 1 / n, n)).grid(4)
+        odds = np.exp(mu) * np.array([0.75, 0.5, 0.25]) / np.array([0.25, 0.5, 0.75])
+        np.testing.assert_allclose(grid.t, [1, *(odds / (1 + odds)), 0], rtol=1e-12)
+        again = solvers.from_diffusers(FLUX, mu=mu, sigmas=lambda n: np.linspace(1, 1 / n, n)).grid(4)
+        np.testing.assert_allclose(grid.t, again.t, rtol=1e-12)
+
+
+def test_size_is_asked_for_where_it_is_needed_and_nowhere_else():
+    with pytest.raises(ValueError, match="either mu or image_seq_len"):
+        solvers.from_diffusers(FLUX)
+    with pytest.raises(ValueError, match="either mu or image_seq_len"):
+        solvers.from_diffusers(FLUX, mu=1.0, image_seq_len=256)
+    with pytest.raises(ValueError, match=r"mu=1.0 is for use_dynamic_shifting"):
+        solvers.from_diffusers({**FLUX, "use_dynamic_shifting": False}, mu=1.0)
+    with pytest.raises(ValueError, match=r"sigmas\(5\) has shape \(4,\)"):
+        solvers.from_diffusers(FLUX, mu=1.0, sigmas=lambda n: np.ones(4)).grid(5)
+    with pytest.raises(ValueError, match="levels of flow matching"):
+        solvers.from_diffusers({"_class_name": "EulerDiscreteScheduler"}, sigmas=lambda n: np.ones(n))
+
+
+def test_terminal_shift_ends_where_it_says():
+    grid = solvers.from_diffusers({**FLUX, "shift_terminal": 0.1}, mu=1.0).grid(10)
+    np.testing.assert_allclose(grid.t[[0, -2, -1]], [1, 0.1, 0], rtol=1e-12)
+
+
+def test_corrector_can_be_left_out_of_a_step():
+    plain, without = (read("UniPCMultistep", disable_corrector=skip) for skip in ([], [0, 2]))
+    grid = plain.grid(8)
+    own = [(found.tableau(found.process, grid).A[:, 0, 0] != 0).tolist() for found in (plain, without)]
+    corrected = [not kept for kept in own[0]], [not kept for kept in own[1]]
+    assert sum(corrected[0]) == sum(corrected[1]) + 2
 
 
 def test_absent_clip_sample_means_true_as_in_diffusers():

@@ -32,11 +32,12 @@ KEPT = {"lower_order_final": False}
 NOT_CLEAN = {"final_sigmas_type": "sigma_min", **KEPT}
 
 
-def scheduler(name: str, **config):
+def scheduler(name: str, mu: float | None = None, sigmas=None, **config):
     import diffusers
 
     made = getattr(diffusers, f"{name}Scheduler")(**config)
-    made.set_timesteps(STEPS)
+    given = {"mu": mu, "sigmas": sigmas and sigmas(STEPS)}
+    made.set_timesteps(STEPS, **{key: value for key, value in given.items() if value is not None})
     for table in ("sigmas", "sigmas_interpol", "alphas_cumprod", "alphas", "betas"):
         if torch.is_tensor(getattr(made, table, None)):
             setattr(made, table, getattr(made, table).double())
@@ -258,6 +259,8 @@ def test_sa_solver_equals_diffusers(predictor, corrector, tau, monkeypatch):
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+DYNAMIC = {"use_dynamic_shifting": True}
+FLOWING = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 IMPORTED = [
     ("DDIM", {**STABLE, "clip_sample": False, "set_alpha_to_one": False}),
     ("DDIM", {"clip_sample": False, "num_train_timesteps": 900, **ZERO}),
@@ -296,14 +299,46 @@ IMPORTED = [
     ("EDMDPMSolverMultistep", {"sigma_max": 100.0, "rho": 5.0, "solver_order": 3}),
     ("FlowMatchEulerDiscrete", {"shift": 3.0}),
     ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+    ("FlowMatchEulerDiscrete", {"shift": 3.0, "use_karras_sigmas": True}),
+    ("FlowMatchEulerDiscrete", {"shift": 3.0, "use_exponential_sigmas": True}),
+    ("FlowMatchEulerDiscrete", {"shift": 3.0, "use_beta_sigmas": True, "shift_terminal": 0.1}),
+    *[
+        ("FlowMatchEulerDiscrete", {**DYNAMIC, "mu": 0.8, "time_shift_type": kind, **more})
+        for kind in ("exponential", "linear")
+        for more in ({}, {"shift_terminal": 0.05}, {"sigmas": lambda n: np.linspace(1, 1 / n, n)})
+    ],
+    *[
+        ("DPMSolverMultistep", {**FLOWING, "solver_order": order, **more})
+        for order in (2, 3)
+        for more in ({}, {"lower_order_final": False}, {"solver_type": "heun", "final_sigmas_type": "sigma_min"})
+    ],
+    ("DPMSolverMultistep", {**FLOWING, **DYNAMIC, "mu": 0.8}),
+    ("DPMSolverMultistep", {**FLOWING, "algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverMultistep", {**FLOWING, "prediction_type": "epsilon"}),
+    *[("UniPCMultistep", {**FLOWING, "solver_order": order}) for order in (1, 2, 3)],
+    ("UniPCMultistep", {**FLOWING, **DYNAMIC, "mu": 0.8, "shift_terminal": 0.05}),
+    ("UniPCMultistep", {**FLOWING, "sigmas": lambda n: np.linspace(1, 1 / n, n)}),
+    ("UniPCMultistep", {**FLOWING, "use_karras_sigmas": True, "sigma_min": 0.02, "sigma_max": 50.0}),
+    ("UniPCMultistep", {"solver_order": 3, "disable_corrector": [0, 3]}),
+    ("UniPCMultistep", {**STABLE, "use_beta_sigmas": True}),
+    ("EulerDiscrete", {**STABLE, "use_beta_sigmas": True}),
+    ("DPMSolverMultistep", {**STABLE, "use_beta_sigmas": True, "solver_order": 3}),
+    ("DPMSolverMultistep", {**STABLE, "use_lu_lambdas": True}),
+    *[
+        ("DPMSolverMultistep", {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, **more})
+        for more in ({}, {"timestep_spacing": "leading", "steps_offset": 1})
+    ],
 ]
 EXPLODING = ("Euler", "Heun", "LMS", "EDM")
 
 
 @pytest.mark.parametrize(("name", "config"), IMPORTED)
 def test_imported_scheduler_equals_diffusers(name, config, monkeypatch):
-    made, found = scheduler(name, **config), solvers.from_diffusers({"_class_name": f"{name}Scheduler", **config})
-    levels = flow_times if name.startswith("Flow") else by_sigma if hasattr(made, "sigmas") else by_index
+    made, given = scheduler(name, **config), {key: config[key] for key in ("mu", "sigmas") if key in config}
+    keys = {key: value for key, value in config.items() if key not in given}
+    found = solvers.from_diffusers({"_class_name": f"{name}Scheduler", **keys}, **given)
+    flow = name.startswith("Flow") or "use_flow_sigmas" in config
+    levels = flow_times if flow else by_sigma if hasattr(made, "sigmas") else by_index
     if not made.config.get("set_alpha_to_one", True):
         calls, noise = levels(made)
         noise[-1] = np.sqrt(1 / made.alphas_cumprod[0].item() - 1)
@@ -311,8 +346,11 @@ def test_imported_scheduler_equals_diffusers(name, config, monkeypatch):
 
     grid = found.grid(STEPS)
     with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(grid.sigma / grid.alpha, levels(made)[1], rtol=5e-4)  # theirs is float32
-    process = FLOW if name.startswith("Flow") else VE if name.startswith(EXPLODING) else VP
+        ours, theirs = grid.sigma / grid.alpha, levels(made)[1]
+    if flow:  # 1 - 1e-6 has few digits in their float32
+        ours, theirs = grid.t, times(FLOW, theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=5e-4)  # theirs is float32
+    process = FLOW if flow else VE if name.startswith(EXPLODING) else VP
     predict = {"noise": eps, "v": v, "velocity": velocity, "edm": preconditioned}[found.predicts]
     if process is VE and found.predicts == "v":
         predict = exploding_v
