@@ -31,6 +31,7 @@ from diffsample.smc.policies import always, ess, every, never, window
 from diffsample.smc.potentials import Closing, Potential, Transition, combine
 from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
 from diffsample.smc.rounding import residual, residual_systematic, ssp
+from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "PathModel",
     "Potential",
     "Rejection",
+    "Renoise",
     "StepwiseReward",
     "Sweep",
     "Tempered",
@@ -65,6 +67,7 @@ __all__ = [
     "conditional_multinomial",
     "conditional_systematic",
     "density_controls",
+    "diffusion_paths",
     "ess",
     "every",
     "expectation",
@@ -84,6 +87,7 @@ __all__ = [
     "particle_filter",
     "particle_gibbs",
     "path_of",
+    "path_sample",
     "pooled",
     "rejection",
     "repeat",
