@@ -18,6 +18,7 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.probes import Probes, every_axis, rademacher
 from diffsample.process import Level
+from diffsample.sampler import sample_keys
 
 Field: TypeAlias = Callable[[Array], Array]
 
@@ -146,8 +147,7 @@ def _probes(key: Array, x: Array, probes: Probes, count: int) -> Array:
     """[K, B, ...], sample i's from fold_in(key, i)."""
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0], dtype=jnp.uint32))
-    return jax.vmap(lambda key, x: probes(key, x, count), out_axes=1)(keys, x)
+    return jax.vmap(lambda key, x: probes(key, x, count), out_axes=1)(sample_keys(key, 0, x.shape[0]), x)
 
 
 def _inner(a: Array, b: Array | None = None) -> Array:

@@ -15,7 +15,7 @@ from diffsample.denoiser import Denoiser, PyTree, expand
 from diffsample.diagnostics import prediction_at, score_at, trace
 from diffsample.probes import Probes, rademacher
 from diffsample.process import Level
-from diffsample.sampler import Sampler, View, normal
+from diffsample.sampler import Sampler, View, normal, sample_keys
 from diffsample.sampling import sample
 
 
@@ -123,12 +123,12 @@ def normal_bundle_dimension(
 
     def one(inputs: tuple) -> Array:
         key, x0, cond = inputs
-        z = normal(_fold_range(key, K), (K, *x0.shape), x0.dtype)
+        z = normal(sample_keys(key, 0, K), (K, *x0.shape), x0.dtype)
         x = level.alpha * x0[None] + level.sigma * z
         cond = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (K, *leaf.shape)), cond)
         return jnp.linalg.svd(score_at(denoiser, level, cond)(x).reshape(K, d), compute_uv=False)
 
-    values = jax.lax.map(one, (_fold_range(key, x0.shape[0]), x0, cond))
+    values = jax.lax.map(one, (sample_keys(key, 0, x0.shape[0]), x0, cond))
     position = jnp.argmax(values[:, :-1] - values[:, 1:], axis=1) + 1
     return Spectrum((d - position).astype(jnp.int32), values)
 
@@ -193,8 +193,3 @@ def flow_dimension(
 
 def _state(view: View) -> Array:
     return view.x
-
-
-def _fold_range(key: Array, n: int) -> Array:
-    """fold_in(key, i) for i below n."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n, dtype=jnp.uint32))

@@ -25,12 +25,11 @@ from diffsample.probability_flow import (
     from_state,
     network_calls,
     noise_share,
-    sample_keys,
     to_state,
 )
 from diffsample.probes import Probes, rademacher
 from diffsample.process import Process
-from diffsample.sampler import fold
+from diffsample.sampler import fold, sample_keys
 
 PROBE_STREAM = 2**32 - 3  # a row number that no table has
 

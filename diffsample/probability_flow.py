@@ -76,11 +76,6 @@ def to_state(half_logsnr: Any, y: Array, alpha: Any) -> Array:
     return (alpha / signal_share(half_logsnr)).astype(y.dtype) * y
 
 
-def sample_keys(key: Array, first: int, n: int) -> Array:
-    """The key of every sample, those of `diffsample.sample`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32))
-
-
 def check(denoiser: Denoiser, process: Process, x: Array, *times: float) -> tuple[float, ...]:
     """Half log-SNR at process times, on the host.
 

@@ -110,3 +110,8 @@ def normal(keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 def fold(keys: Array, data: Any) -> Array:
     """Each key folded with the same number."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(data))
+
+
+def sample_keys(key: Array, first: Any, n: int) -> Array:
+    """The key of every sample, fold_in(key, first + i)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32))

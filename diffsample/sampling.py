@@ -16,7 +16,7 @@ from jax import Array
 from diffsample.denoiser import PyTree, expand
 from diffsample.process import Level
 from diffsample.record import Observer, as_observer
-from diffsample.sampler import Sampler, fold, normal
+from diffsample.sampler import Sampler, fold, normal, sample_keys
 from diffsample.tableau import is_concrete
 
 PRIOR_STREAM, CLOSING_STREAM = 2**32 - 1, 2**32 - 2  # row numbers that no table has
@@ -114,13 +114,9 @@ def diffuse(key: Array, x0: Array, level: Level, *, first: int = 0) -> Array:
         key: as for `sample`. x0: [B, ...] clean samples. level: `process.level(t)`. first: as for `sample`.
     """
     _check_key(key)
-    keys = fold(_sample_keys(key, first, x0.shape[0]), PRIOR_STREAM)
+    keys = fold(sample_keys(key, first, x0.shape[0]), PRIOR_STREAM)
     noise = normal(keys, x0.shape, jnp.promote_types(x0.dtype, jnp.float32))
     return (expand(level.alpha, noise) * x0 + expand(level.sigma, noise) * noise).astype(x0.dtype)
-
-
-def _sample_keys(key: Array, first: Any, n: int) -> Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.uint32(first) + jnp.arange(n, dtype=jnp.uint32))
 
 
 @jax.jit
@@ -133,7 +129,7 @@ def _rows(sampler: Sampler) -> int:
 
 
 def _begin(sampler: Sampler, key: Array, first: Array, x: Any, observer: Any, shape: Any, dtype: Any, cond: PyTree):
-    keys = _sample_keys(key, first, shape[0])
+    keys = sample_keys(key, first, shape[0])
     working = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     x = sampler.prior(fold(keys, PRIOR_STREAM), shape, working) if x is None else x.astype(working)
     state = sampler.init(keys, x, cond)

@@ -24,11 +24,10 @@ from diffsample.probability_flow import (
     from_state,
     network_calls,
     noise_share,
-    sample_keys,
     to_state,
 )
 from diffsample.process import Process
-from diffsample.sampler import fold
+from diffsample.sampler import fold, sample_keys
 from diffsample.struct import pytree, static
 
 BROWNIAN_STREAM = 2**32 - 4  # a row number that no table has
