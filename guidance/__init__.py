@@ -3,11 +3,22 @@
 if __name__ != "diffsample.guidance":
     raise ImportError("import diffsample.guidance, not guidance")
 
+from diffsample.guidance import krylov, operators
 from diffsample.guidance.classifier_free import ClassifierFree, cfg
 from diffsample.guidance.composition import During, chain, during
+from diffsample.guidance.data_space import diffpir, jfps, mpgd
+from diffsample.guidance.energies import lgd_mc, loss_guidance
+from diffsample.guidance.gradients import dps, dps_gaussian
+from diffsample.guidance.latent import psld
+from diffsample.guidance.moment_matching import mmps, tmpd, tmpd_diagonal
+from diffsample.guidance.null_space import ddnm, ddnm_plus, ddrm
 from diffsample.guidance.projected import AdaptiveProjected, apg
+from diffsample.guidance.pseudoinverse import pigdm, pigdm_as_coded
+from diffsample.guidance.replacing import mcg, replacement
 from diffsample.guidance.schedules import PiecewiseConstant, PiecewiseLinear, piecewise_constant, piecewise_linear
+from diffsample.guidance.second_order import stsl
 from diffsample.guidance.thresholding import Clipped, DynamicallyThresholded, clip, dynamic_threshold
+from diffsample.guidance.variational import red_diff
 
 __all__ = [
     "AdaptiveProjected",
@@ -21,8 +32,30 @@ __all__ = [
     "cfg",
     "chain",
     "clip",
+    "ddnm",
+    "ddnm_plus",
+    "ddrm",
+    "diffpir",
+    "dps",
+    "dps_gaussian",
     "during",
     "dynamic_threshold",
+    "jfps",
+    "krylov",
+    "lgd_mc",
+    "loss_guidance",
+    "mcg",
+    "mmps",
+    "mpgd",
+    "operators",
     "piecewise_constant",
     "piecewise_linear",
+    "pigdm",
+    "pigdm_as_coded",
+    "psld",
+    "red_diff",
+    "replacement",
+    "stsl",
+    "tmpd",
+    "tmpd_diagonal",
 ]

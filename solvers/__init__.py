@@ -37,6 +37,7 @@ from diffsample.solvers.speculating import Effort, Speculative, speculative
 from diffsample.solvers.stochastic import sa_solver, sde_dpmpp
 from diffsample.solvers.tabular import Linear, linear
 from diffsample.solvers.time_shift import TimeShift, shifted, shifted_exponential
+from diffsample.solvers.travelling import time_travel
 from diffsample.solvers.unified import unipc
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ __all__ = [
     "solve_sde",
     "speculative",
     "spndm",
+    "time_travel",
     "unipc",
 ]
 

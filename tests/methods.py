@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from diffsample import guidance, solvers
 from diffsample.catalogue import METHODS as SOLVERS
 from diffsample.catalogue import PROCESSES as PROCESSES
-from diffsample.denoiser import Network
+from diffsample.denoiser import Denoiser, Network
 from diffsample.grid import Grid
 from diffsample.process import VariancePreserving
 from diffsample.tableau import Tableau
@@ -84,3 +85,43 @@ GUIDANCE = {
     "apg": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5),
     "apg-sequential": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5, batched=False),
 }
+
+SEEN = guidance.operators.mask([1.0, 0.0, 1.0])  # what the rows of INVERSE measure of states [B, 3]
+INVERSE: dict[str, Callable[[Denoiser, Any, Any], Denoiser]] = {  # y [B, 3], weight [B] in 0.1 to 0.9
+    "dps": lambda d, y, w: guidance.dps(d, SEEN, y, w),
+    "dps_gaussian": lambda d, y, w: guidance.dps_gaussian(d, SEEN, y, w),
+    "loss_guidance": lambda d, y, w: guidance.loss_guidance(d, seen_energy, scale=w),
+    "lgd_mc": lambda d, y, w: guidance.lgd_mc(d, seen_energy, draws=2, scale=w),
+    "psld": lambda d, y, w: guidance.psld(d, SEEN, y, encode=halve, decode=double, gamma=w),
+    "pigdm": lambda d, y, w: guidance.pigdm(d, SEEN, y, w),
+    "pigdm_as_coded": lambda d, y, w: guidance.pigdm_as_coded(guidance.clip(d, -4 * w, 4 * w), SEEN, y),
+    "tmpd": lambda d, y, w: guidance.tmpd(d, SEEN, y, w, size=3),
+    "tmpd_diagonal": lambda d, y, w: guidance.tmpd_diagonal(d, SEEN, y, w),
+    "mmps": lambda d, y, w: guidance.mmps(d, SEEN, y, w, iterations=2),
+    "mmps(cg)": lambda d, y, w: guidance.mmps(d, SEEN, y, w, iterations=2, solver=guidance.krylov.conjugate_gradient),
+    "jfps": lambda d, y, w: guidance.jfps(d, SEEN, y, w),
+    "diffpir": lambda d, y, w: guidance.diffpir(d, SEEN, y, w),
+    "mpgd": lambda d, y, w: guidance.mpgd(d, SEEN, y, w),
+    "ddnm": lambda d, y, w: guidance.ddnm(d, SEEN, y, eta=w),
+    "ddnm_plus": lambda d, y, w: guidance.ddnm_plus(d, SEEN, y, w),
+    "ddrm": lambda d, y, w: guidance.ddrm(d, SEEN, y, w),
+    "replacement": lambda d, y, w: guidance.replacement(guidance.clip(d, -4 * w, 4 * w), SEEN, y),
+    "mcg": lambda d, y, w: guidance.mcg(d, SEEN, y, w),
+    "stsl": lambda d, y, w: guidance.stsl(d, SEEN, y, scale=w, corrections=2),
+    "red_diff": lambda d, y, w: guidance.red_diff(d, SEEN, y, rate=w),
+}
+
+
+def seen_energy(x0: Array, target: None) -> Array:
+    """A loss of one sample."""
+    return jnp.sum((x0[::2] - 0.5) ** 2)
+
+
+def halve(image: Array) -> Array:
+    """An encoder."""
+    return image / 2
+
+
+def double(latent: Array) -> Array:
+    """The decoder that it belongs to."""
+    return 2 * latent
