@@ -24,6 +24,7 @@ from diffsample.guidance.measurement import (
     spread,
 )
 from diffsample.guidance.pseudoinverse import weighted_residual
+from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree
 
@@ -45,7 +46,7 @@ class FixedVariance(Measured, Protocol):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         (x0, eps), state = self.denoiser(x, at, cond, state)
         residual = batch_of(self.operator, self.y, x) - apply(self.operator, x0)
-        variance, noise_var = self.variance(at.now, x), spread(self.sigma_y, x) ** 2
+        variance, noise_var = self.variance(at.now, x), spread(self.sigma_y, at.now, x) ** 2
         shift = expand(variance, x) * each(self.operator, weighted_residual, residual, variance, noise_var)
         return Prediction(x0 + shift, eps - expand(at.now.alpha, x) / expand(at.now.sigma, x) * shift), state
 
@@ -80,7 +81,8 @@ class PlugAndPlay(FixedVariance):
         refuse_pure_noise(levels)
 
     def variance(self, level: Level, x: Array) -> Array:
-        return (spread(level.sigma, x) / spread(level.alpha, x)) ** 2 / spread(self.lam, x)
+        sigma, alpha, lam = (spread(hyper, level, x) for hyper in (level.sigma, level.alpha, self.lam))
+        return (sigma / alpha) ** 2 / lam
 
 
 @pytree
@@ -100,7 +102,7 @@ class ManifoldPreserving(Measured):
         (x0, eps), state = self.denoiser(x, at, cond, state)
         predicted, pull = jax.vjp(lambda x0: apply(self.operator, x0), x0)
         (step,) = pull(batch_of(self.operator, self.y, x) - predicted)
-        return Prediction(x0 + 2 * expand(self.scale, x) * step, eps), state
+        return Prediction(x0 + 2 * value_at(self.scale, at.now, x) * step, eps), state
 
 
 def jfps(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any = 0.0, *, data_var: Any = 1.0) -> JacobianFree:
@@ -130,7 +132,7 @@ def jfps(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any = 0.0, *, data_
     operator = as_operator(operator)
     check_offers(operator, Spectral, "a singular value decomposition")
     check_noise(sigma_y)
-    return JacobianFree(denoiser, operator, y, sigma_y, data_var)
+    return JacobianFree(denoiser, operator, y, scheduled(sigma_y), scheduled(data_var))
 
 
 def diffpir(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, lam: Any = 10.0) -> PlugAndPlay:
@@ -156,7 +158,7 @@ def diffpir(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, lam: Any
     operator = as_operator(operator)
     check_offers(operator, Spectral, "a singular value decomposition")
     check_noise(sigma_y)
-    return PlugAndPlay(denoiser, operator, y, sigma_y, lam)
+    return PlugAndPlay(denoiser, operator, y, scheduled(sigma_y), scheduled(lam))
 
 
 def mpgd(denoiser: Denoiser, operator: Any, y: Any, scale: Any = 0.5) -> ManifoldPreserving:
@@ -177,4 +179,4 @@ def mpgd(denoiser: Denoiser, operator: Any, y: Any, scale: Any = 0.5) -> Manifol
     >>> ds.guidance.mpgd(ds.exact.Gaussian([0.0, 0.0], 1.0), lambda x0: x0[:1], jnp.ones(1)).vjps
     0
     """
-    return ManifoldPreserving(denoiser, as_operator(operator), y, scale)
+    return ManifoldPreserving(denoiser, as_operator(operator), y, scheduled(scale))

@@ -10,6 +10,7 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import Descending, add_score, descend, posterior_var
 from diffsample.guidance.measurement import as_operator, each, refuse_pure_noise
+from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
@@ -24,7 +25,7 @@ class LossGuided(Descending):
     target: PyTree
     scale: Any
 
-    def energy(self, x0: Array) -> Array:
+    def energy(self, x0: Array, level: Level) -> Array:
         return losses(self.loss, x0, self.target)
 
 
@@ -72,7 +73,7 @@ class MonteCarloLossGuided(Denoiser):
 
         inner = at._replace(keys=fold(at.keys, 1))
         prediction, state, gradient = descend(self.denoiser, energy, x, inner, cond, state)
-        return add_score(prediction, -expand(self.scale, x) * gradient, at), state
+        return add_score(prediction, -value_at(self.scale, at.now, x) * gradient, at), state
 
 
 def loss_guidance(denoiser: Denoiser, loss: Any, target: PyTree = None, scale: Any = 1.0) -> LossGuided:
@@ -96,7 +97,7 @@ def loss_guidance(denoiser: Denoiser, loss: Any, target: PyTree = None, scale: A
     >>> ds.guidance.loss_guidance(ds.exact.Gaussian(0.0, 1.0), lambda x0, target: abs(x0 - 3.0), scale=0.1).vjps
     1
     """
-    return LossGuided(denoiser, as_operator(loss), target, scale)
+    return LossGuided(denoiser, as_operator(loss), target, scheduled(scale))
 
 
 def lgd_mc(
@@ -125,7 +126,7 @@ def lgd_mc(
     """
     if draws < 1:
         raise ValueError(f"draws={draws} must be at least 1")
-    return MonteCarloLossGuided(denoiser, as_operator(loss), target, scale, data_var, draws)
+    return MonteCarloLossGuided(denoiser, as_operator(loss), target, scheduled(scale), scheduled(data_var), draws)
 
 
 def losses(loss: Any, x0: Array, target: PyTree) -> Array:

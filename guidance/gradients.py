@@ -1,6 +1,7 @@
 """Rules that descend an energy of the predicted clean sample by its gradient through the denoiser: DPS and its kin."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +18,7 @@ from diffsample.guidance.measurement import (
     require_gradient,
     spread,
 )
+from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree
 
@@ -27,7 +29,7 @@ class Descending(Denoiser, Protocol):
     denoiser: Denoiser
     scale: Any
 
-    def energy(self, x0: Array) -> Array:
+    def energy(self, x0: Array, level: Level) -> Array:
         """What is descended, [B]."""
         ...
 
@@ -49,8 +51,9 @@ class Descending(Denoiser, Protocol):
         return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
-        (x0, eps), state, gradient = descend(self.denoiser, self.energy, x, at, cond, state)
-        return Prediction(x0 - expand(self.scale, x) / expand(at.next.alpha, x) * gradient, eps), state
+        energy = partial(self.energy, level=at.now)
+        (x0, eps), state, gradient = descend(self.denoiser, energy, x, at, cond, state)
+        return Prediction(x0 - value_at(self.scale, at.now, x) / expand(at.next.alpha, x) * gradient, eps), state
 
 
 def descend(
@@ -92,7 +95,7 @@ class PosteriorSampling(Descending):
         require_gradient(self.operator, self.y, x)
         return self.denoiser.init(x)
 
-    def energy(self, x0: Array) -> Array:
+    def energy(self, x0: Array, level: Level) -> Array:
         return distance(batch_of(self.operator, self.y, x0), apply(self.operator, x0))
 
 
@@ -111,7 +114,7 @@ class GaussianPosteriorSampling(Differentiated):
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         def energy(x0: Array) -> Array:
-            y, noise = batch_of(self.operator, self.y, x0), spread(self.sigma_y, x0)
+            y, noise = batch_of(self.operator, self.y, x0), spread(self.sigma_y, at.now, x0)
             return 0.5 * (distance(y, apply(self.operator, x0)) / noise) ** 2
 
         prediction, state, gradient = descend(self.denoiser, energy, x, at, cond, state)
@@ -120,7 +123,7 @@ class GaussianPosteriorSampling(Differentiated):
 
 def posterior_var(level: Level, data_var: Any, x: Array) -> Array:
     """Variance [B] of x0 given x_t for data of variance data_var: sigma^2 v / (sigma^2 + alpha^2 v)."""
-    alpha, sigma, var = spread(level.alpha, x), spread(level.sigma, x), spread(data_var, x)
+    alpha, sigma, var = (spread(hyper, level, x) for hyper in (level.alpha, level.sigma, data_var))
     return sigma**2 * var / (sigma**2 + alpha**2 * var)
 
 
@@ -147,7 +150,7 @@ def dps(denoiser: Denoiser, operator: Any, y: Any, scale: Any = 0.3) -> Posterio
     >>> rule.evaluations, rule.vjps
     (1, 1)
     """
-    return PosteriorSampling(denoiser, as_operator(operator), y, scale)
+    return PosteriorSampling(denoiser, as_operator(operator), y, scheduled(scale))
 
 
 def dps_gaussian(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any) -> GaussianPosteriorSampling:
@@ -169,4 +172,4 @@ def dps_gaussian(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any) -> Gau
     1
     """
     check_noise(sigma_y, positive=True)
-    return GaussianPosteriorSampling(denoiser, as_operator(operator), y, sigma_y)
+    return GaussianPosteriorSampling(denoiser, as_operator(operator), y, scheduled(sigma_y))

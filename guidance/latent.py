@@ -14,6 +14,8 @@ from diffsample.guidance.measurement import (
     require_gradient,
     spread,
 )
+from diffsample.guidance.schedules import scheduled
+from diffsample.process import Level
 from diffsample.struct import pytree
 
 
@@ -39,13 +41,14 @@ class LatentPosteriorSampling(Descending):
         require_gradient(self.operator, self.y, decoded)
         return self.denoiser.init(x)
 
-    def energy(self, x0: Array) -> Array:
+    def energy(self, x0: Array, level: Level) -> Array:
         image = apply(self.decode, x0)
         y = batch_of(self.operator, self.y, image)
         predicted, push = jax.linearize(lambda image: apply(self.operator, image), image)
         (difference,) = jax.linear_transpose(push, image)(y - predicted)
         glued = apply(self.encode, image + difference)  # A'y + (I - A'A) image
-        return spread(self.omega, x0) * distance(y, predicted) + spread(self.gamma, x0) * distance(x0, glued)
+        omega, gamma = (spread(hyper, level, x0) for hyper in (self.omega, self.gamma))
+        return omega * distance(y, predicted) + gamma * distance(x0, glued)
 
 
 def psld(
@@ -74,5 +77,5 @@ def psld(
     1
     """
     return LatentPosteriorSampling(
-        denoiser, as_operator(operator), y, as_operator(encode), as_operator(decode), omega, gamma
+        denoiser, as_operator(operator), y, as_operator(encode), as_operator(decode), scheduled(omega), scheduled(gamma)
     )

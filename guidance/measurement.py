@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, PyTree
+from diffsample.guidance.schedules import value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
@@ -113,9 +114,9 @@ def pinv(operator: Any, y: Array) -> Array:
     return each(operator, lambda A, y: A.pinv(y), y)
 
 
-def spread(value: Any, x: Array) -> Array:
-    """A number or [B] as [B], in x's dtype."""
-    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[:1])
+def spread(hyper: Any, level: Level, x: Array) -> Array:
+    """A hyperparameter at a level (a number, [B], or a schedule) as [B], in x's dtype."""
+    return jnp.broadcast_to(value_at(hyper, level, x).reshape(-1), x.shape[:1])
 
 
 def batch_of(operator: Any, y: Array, x: Array) -> Array:
@@ -214,6 +215,8 @@ def require_gradient(operator: Any, y: Any, x: Any) -> None:
 
 def check_noise(sigma_y: Any, positive: bool = False) -> None:
     """Raise ValueError for a measurement noise that is negative, or zero where the rule divides by it."""
+    if callable(sigma_y):
+        return
     if is_concrete(sigma_y) and not np.all(np.asarray(sigma_y) > 0 if positive else np.asarray(sigma_y) >= 0):
         raise ValueError(f"sigma_y={sigma_y} must {'be positive' if positive else 'not be negative'}")
     if jnp.ndim(sigma_y) > 1:

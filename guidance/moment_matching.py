@@ -25,6 +25,7 @@ from diffsample.guidance.measurement import (
     require_gradient,
     spread,
 )
+from diffsample.guidance.schedules import scheduled
 from diffsample.struct import pytree, static
 
 
@@ -70,7 +71,7 @@ class MomentMatching(Differentiated, Protocol):
                 batch_of(self.operator, self.y, x) - predicted,
                 lambda v: sigma**2 / alpha * pull(adjoint(v)[0])[0],
                 push,
-                spread(self.sigma_y, x) ** 2,
+                spread(self.sigma_y, at.now, x) ** 2,
             )
         )
         return Prediction(x0 + shift, eps - alpha / sigma * shift), memory
@@ -171,7 +172,7 @@ def tmpd(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, size: int) 
     check_noise(sigma_y, positive=True)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1: the numbers in one measurement")
-    return FullMoments(denoiser, as_operator(operator), y, sigma_y, size)
+    return FullMoments(denoiser, as_operator(operator), y, scheduled(sigma_y), size)
 
 
 def tmpd_diagonal(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any) -> RowSums:
@@ -192,7 +193,7 @@ def tmpd_diagonal(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any) -> Ro
     2
     """
     check_noise(sigma_y, positive=True)
-    return RowSums(denoiser, as_operator(operator), y, sigma_y)
+    return RowSums(denoiser, as_operator(operator), y, scheduled(sigma_y))
 
 
 def mmps(
@@ -225,4 +226,4 @@ def mmps(
     check_noise(sigma_y, positive=True)
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
-    return KrylovMoments(denoiser, as_operator(operator), y, sigma_y, iterations, solver)
+    return KrylovMoments(denoiser, as_operator(operator), y, scheduled(sigma_y), iterations, solver)

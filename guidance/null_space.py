@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.guidance.measurement import (
     Invertible,
     Measured,
@@ -24,9 +24,9 @@ from diffsample.guidance.measurement import (
     pinv,
     spread,
 )
+from diffsample.guidance.schedules import known, scheduled, value_at
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree
-from diffsample.tableau import is_concrete
 
 
 @pytree
@@ -57,7 +57,7 @@ class NoisyNullSpace(Measured):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         (x0, eps), state = self.denoiser(x, at._replace(keys=fold(at.keys, 1)), cond, state)
         y, z = batch_of(self.operator, self.y, x), normal(fold(at.keys, 0), x.shape, x.dtype)
-        numbers = (spread(v, x) for v in (_noise_ahead(at), self.sigma_y, self.eta))
+        numbers = (spread(v, at.now, x) for v in (_noise_ahead(at), self.sigma_y, self.eta))
         return Prediction(*each(self.operator, _null_space_in_axes, x0, eps, y, z, *numbers)), state
 
 
@@ -75,7 +75,7 @@ class Restoration(Measured):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         (x0, eps), state = self.denoiser(x, at._replace(keys=fold(at.keys, 1)), cond, state)
         y, z = batch_of(self.operator, self.y, x), normal(fold(at.keys, 0), x.shape, x.dtype)
-        numbers = (spread(v, x) for v in (_noise_ahead(at), self.sigma_y, self.eta, self.eta_b))
+        numbers = (spread(v, at.now, x) for v in (_noise_ahead(at), self.sigma_y, self.eta, self.eta_b))
         return Prediction(*each(self.operator, _restored_in_axes, x0, eps, y, z, *numbers)), state
 
 
@@ -107,7 +107,7 @@ def ddnm(denoiser: Denoiser, operator: Any, y: Any, *, eta: Any = 0.85) -> NullS
     check_offers(operator, Invertible, "a pseudo-inverse")
     check_share("eta", eta)
     check_in_range(operator, y)
-    return NullSpace(denoiser, operator, y, eta)
+    return NullSpace(denoiser, operator, y, scheduled(eta))
 
 
 def ddnm_plus(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, eta: Any = 0.85) -> NoisyNullSpace:
@@ -137,7 +137,7 @@ def ddnm_plus(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, eta: A
     check_offers(operator, Spectral, "a singular value decomposition")
     check_share("eta", eta)
     check_noise(sigma_y)
-    return NoisyNullSpace(denoiser, operator, y, sigma_y, eta)
+    return NoisyNullSpace(denoiser, operator, y, scheduled(sigma_y), scheduled(eta))
 
 
 def ddrm(
@@ -173,18 +173,18 @@ def ddrm(
     check_share("eta", eta)
     check_share("eta_b", eta_b)
     check_noise(sigma_y)
-    return Restoration(denoiser, operator, y, sigma_y, eta, eta_b)
+    return Restoration(denoiser, operator, y, scheduled(sigma_y), scheduled(eta), scheduled(eta_b))
 
 
 def check_share(name: str, value: Any) -> None:
     """Raise ValueError unless a share lies in [0, 1]; traced numbers pass."""
-    if is_concrete(value) and not bool(jnp.all((jnp.asarray(value) >= 0) & (jnp.asarray(value) <= 1))):
+    if known(value) and not bool(jnp.all((jnp.asarray(value) >= 0) & (jnp.asarray(value) <= 1))):
         raise ValueError(f"{name}={value} must lie in [0, 1]")
 
 
 def _renoised(eps: Array, eta: Any, at: Point) -> Array:
     """sqrt(1 - eta^2) eps + eta z."""
-    eta = expand(eta, eps)
+    eta = value_at(eta, at.now, eps)
     return jnp.sqrt(1 - eta**2) * eps + eta * normal(fold(at.keys, 0), eps.shape, eps.dtype)
 
 

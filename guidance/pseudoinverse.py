@@ -22,6 +22,7 @@ from diffsample.guidance.measurement import (
     pinv,
     spread,
 )
+from diffsample.guidance.schedules import scheduled
 from diffsample.struct import pytree
 
 
@@ -42,7 +43,7 @@ class PseudoinverseGuided(Differentiated):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         prediction, state, pull = _pullback(self.denoiser, x, at, cond, state)
         residual = batch_of(self.operator, self.y, x) - apply(self.operator, prediction.x0)
-        spread_var, noise_var = posterior_var(at.now, self.data_var, x), spread(self.sigma_y, x) ** 2
+        spread_var, noise_var = posterior_var(at.now, self.data_var, x), spread(self.sigma_y, at.now, x) ** 2
         score = pull(each(self.operator, weighted_residual, residual, spread_var, noise_var))
         return add_score(prediction, score, at), state
 
@@ -89,7 +90,7 @@ def pigdm(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any = 0.0, *, data
     operator = as_operator(operator)
     check_offers(operator, Spectral, "a singular value decomposition")
     check_noise(sigma_y)
-    return PseudoinverseGuided(denoiser, operator, y, sigma_y, data_var)
+    return PseudoinverseGuided(denoiser, operator, y, scheduled(sigma_y), scheduled(data_var))
 
 
 def pigdm_as_coded(denoiser: Denoiser, operator: Any, y: Any) -> PseudoinverseGuidedAsCoded:

@@ -8,7 +8,9 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, eps_from_x0, expand
 from diffsample.guidance.gradients import distance
-from diffsample.guidance.measurement import Differentiated, apply, as_operator, batch_of
+from diffsample.guidance.measurement import Differentiated, apply, as_operator, batch_of, spread
+from diffsample.guidance.schedules import scheduled
+from diffsample.process import Level
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
 
@@ -49,16 +51,29 @@ class SecondOrder(Differentiated):
         z = normal(fold(at.keys, 0), x.shape, x.dtype)
         first, second = (at._replace(keys=fold(at.keys, i)) for i in (1, 2))
 
+        scale, curvature, probe = (spread(h, at.now, x) for h in (self.scale, self.curvature, self.probe))
+
         def objective(x: Array) -> tuple[Array, tuple[Array, PyTree]]:
             here, memory = self.denoiser(x, first, cond, state)
-            there, _ = self.denoiser(x + expand(self.probe, x) * z, second, cond, state)
-            apart = jnp.sum((z * (there.eps - here.eps)).reshape(x.shape[0], -1), axis=1)
-            trace = -apart / (jnp.asarray(at.now.sigma, x.dtype) * jnp.asarray(self.probe, x.dtype))
+            there, _ = self.denoiser(x + expand(probe, x) * z, second, cond, state)
             misfit = distance(batch_of(self.operator, self.y, x), apply(self.operator, here.x0))
-            total = jnp.asarray(self.scale, x.dtype) * misfit + jnp.asarray(self.curvature, x.dtype) / z[0].size * trace
+            total = scale * misfit + curvature / z[0].size * probed_trace(here, there, z, at.now, probe)
             return -total.sum(), (here.x0, memory)
 
         return jax.grad(objective, has_aux=True)(x)
+
+
+def probed_trace(here: Prediction, there: Prediction, z: Array, level: Level, probe: Array) -> Array:
+    """z' (s(x + probe z) - s(x)) / probe, [B]: its mean over z is the trace of the score's Jacobian, smoothed.
+
+    Args:
+        here, there: predictions at x and at x + probe z.
+        z: [B, ...] standard normals.
+        level: of x.
+        probe: [B].
+    """
+    apart = jnp.sum((z * (there.eps - here.eps)).reshape(z.shape[0], -1), axis=1)
+    return -apart / (spread(level.sigma, level, z) * probe)
 
 
 def stsl(
@@ -98,4 +113,6 @@ def stsl(
     """
     if corrections < 1:
         raise ValueError(f"corrections={corrections} must be at least 1")
-    return SecondOrder(denoiser, as_operator(operator), y, scale, curvature, probe, corrections)
+    return SecondOrder(
+        denoiser, as_operator(operator), y, scheduled(scale), scheduled(curvature), scheduled(probe), corrections
+    )

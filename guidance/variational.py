@@ -18,6 +18,7 @@ from diffsample.guidance.measurement import (
     pinv,
     require_gradient,
 )
+from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
 
@@ -55,10 +56,10 @@ class Regularised(Measured):
         (_, eps), memory = self.denoiser(noisy, at._replace(keys=fold(at.keys, 1)), cond, state.denoiser)
         predicted, pull = jax.vjp(lambda mean: apply(self.operator, mean), state.mean)
         (misfit,) = pull(predicted - batch_of(self.operator, self.y, x))
-        gradient = misfit + expand(self.weight, x) * sigma / alpha * (eps - z)
+        gradient = misfit + value_at(self.weight, at.now, x) * sigma / alpha * (eps - z)
         update: Any
         update, optimiser = jax.vmap(self.optimiser.update)(gradient, state.optimiser, state.mean)
-        mean = state.mean - expand(self.rate, x) * update
+        mean = state.mean - value_at(self.rate, at.now, x) * update
         new = Optimisation(memory, mean, optimiser)
         first = at.stage == 0
         new = jax.tree.map(lambda new, old: jnp.where(first, new, old), new, state)
@@ -96,4 +97,6 @@ def red_diff(
     >>> ds.guidance.red_diff(ds.exact.Gaussian([0.0, 0.0], 1.0), lambda x0: x0[:1], jnp.ones(1)).vjps
     0
     """
-    return Regularised(denoiser, as_operator(operator), y, weight, rate, ADAM if optimiser is None else optimiser)
+    return Regularised(
+        denoiser, as_operator(operator), y, scheduled(weight), scheduled(rate), ADAM if optimiser is None else optimiser
+    )

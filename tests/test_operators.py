@@ -75,7 +75,7 @@ def test_one_operator_a_sample():
     x = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
     each = operators.per_sample(operators.mask(masks))
     np.testing.assert_array_equal(apply(each, x), masks * x)
-    np.testing.assert_array_equal(pinv(each, masks * x), masks * x)
+    np.testing.assert_array_equal(pinv(each, jnp.asarray(masks * x)), masks * x)
     law = ds.exact.Gaussian(np.zeros(4), np.eye(4))
     rule = guidance.replacement(law, each, masks * x)
     sampler = solvers.linear(rule, solvers.ddim(ds.VarianceExploding(), [9.0, 1.0, 0.0]))
