@@ -1,9 +1,11 @@
 """Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers."""
 
 from diffsample.smc.choosing import killing, metropolis, metropolis_steps, rejection
+from diffsample.smc.chunking import InChunks, in_chunks
 from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
 from diffsample.smc.conditional_resampling import conditional_killing, conditional_multinomial, conditional_systematic
 from diffsample.smc.differentiable import soft, stop_gradient, transport
+from diffsample.smc.distributed import butterfly, global_, island, local, ring
 from diffsample.smc.estimates import (
     Estimate,
     calibrated_weights,
@@ -33,6 +35,10 @@ from diffsample.smc.resampling import multinomial, rotated, stratified, systemat
 from diffsample.smc.rounding import residual, residual_systematic, ssp
 from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
+from diffsample.smc.tempering import log_conditional_effective_size, next_increment
+from diffsample.smc.variance import Variances, variances
+from diffsample.smc.waste_free import chain_variance, refresh
+from diffsample.smc.weights import log_effective_size
 
 __all__ = [
     "Adapted",
@@ -45,6 +51,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianModel",
     "Generation",
+    "InChunks",
     "Paris",
     "Particles",
     "Path",
@@ -56,12 +63,15 @@ __all__ = [
     "Sweep",
     "Tempered",
     "Transition",
+    "Variances",
     "adaptive_importance_sampling",
     "always",
     "ancestral_tracing",
     "backward_sampling",
+    "butterfly",
     "calibrated_weights",
     "chain_mean",
+    "chain_variance",
     "combine",
     "conditional_killing",
     "conditional_multinomial",
@@ -73,14 +83,21 @@ __all__ = [
     "expectation",
     "feynman_kac",
     "final_resample",
+    "global_",
     "hilbert",
     "importance_sampling",
+    "in_chunks",
     "in_place",
+    "island",
     "killing",
+    "local",
+    "log_conditional_effective_size",
+    "log_effective_size",
     "metropolis",
     "metropolis_steps",
     "multinomial",
     "never",
+    "next_increment",
     "normaliser",
     "parallel_tempering",
     "parisian_particle_gibbs",
@@ -89,10 +106,12 @@ __all__ = [
     "path_of",
     "path_sample",
     "pooled",
+    "refresh",
     "rejection",
     "repeat",
     "residual",
     "residual_systematic",
+    "ring",
     "rotated",
     "select_one",
     "soft",
@@ -103,6 +122,7 @@ __all__ = [
     "stratified",
     "systematic",
     "transport",
+    "variances",
     "weighted_mean",
     "window",
 ]

@@ -1,5 +1,6 @@
 """Resampling that gradients pass through: soft, stop-gradient, optimal transport."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -134,10 +135,8 @@ def transport(epsilon: Any, *, max_iterations: int = 1000) -> Transport:
     >>> transport(0.1).epsilon
     0.1
     """
-    try:
-        import ott  # noqa: F401
-    except ImportError as error:
-        raise ImportError("optimal-transport resampling needs ott-jax: pip install 'diffsample[metrics]'") from error
+    if find_spec("ott") is None:
+        raise ImportError("optimal-transport resampling needs ott-jax: pip install 'diffsample[metrics]'")
     if is_concrete(epsilon) and not np.all(np.asarray(epsilon) > 0):
         raise ValueError(f"transport(epsilon={epsilon}) must be positive")
     return Transport(epsilon, max_iterations)
