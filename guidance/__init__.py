@@ -3,11 +3,15 @@
 if __name__ != "diffsample.guidance":
     raise ImportError("import diffsample.guidance, not guidance")
 
+from typing import TYPE_CHECKING, Any
+
 from diffsample.guidance import krylov, operators
+from diffsample.guidance.active import acquisition_steps, active_sensing, belief_entropy, published_entropy
 from diffsample.guidance.classifier_free import ClassifierFree, cfg
 from diffsample.guidance.composition import During, chain, during
 from diffsample.guidance.data_space import diffpir, jfps, mpgd
 from diffsample.guidance.energies import lgd_mc, loss_guidance
+from diffsample.guidance.forecasting import observe, observe_after_step, quantile_levels, quantile_loss, squared_error
 from diffsample.guidance.gradients import dps, dps_gaussian
 from diffsample.guidance.latent import psld
 from diffsample.guidance.moment_matching import mmps, tmpd, tmpd_diagonal
@@ -17,8 +21,12 @@ from diffsample.guidance.pseudoinverse import pigdm, pigdm_as_coded
 from diffsample.guidance.replacing import mcg, replacement
 from diffsample.guidance.schedules import PiecewiseConstant, PiecewiseLinear, piecewise_constant, piecewise_linear
 from diffsample.guidance.second_order import stsl
+from diffsample.guidance.sensing import Sensing, sense
 from diffsample.guidance.thresholding import Clipped, DynamicallyThresholded, clip, dynamic_threshold
 from diffsample.guidance.variational import red_diff
+
+if TYPE_CHECKING:
+    from diffsample.guidance.refinement import refine_by_descent, refine_by_langevin
 
 __all__ = [
     "AdaptiveProjected",
@@ -28,7 +36,11 @@ __all__ = [
     "DynamicallyThresholded",
     "PiecewiseConstant",
     "PiecewiseLinear",
+    "Sensing",
+    "acquisition_steps",
+    "active_sensing",
     "apg",
+    "belief_entropy",
     "cfg",
     "chain",
     "clip",
@@ -47,15 +59,33 @@ __all__ = [
     "mcg",
     "mmps",
     "mpgd",
+    "observe",
+    "observe_after_step",
     "operators",
     "piecewise_constant",
     "piecewise_linear",
     "pigdm",
     "pigdm_as_coded",
     "psld",
+    "published_entropy",
+    "quantile_levels",
+    "quantile_loss",
     "red_diff",
+    "refine_by_descent",
+    "refine_by_langevin",
     "replacement",
+    "sense",
+    "squared_error",
     "stsl",
     "tmpd",
     "tmpd_diagonal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Refinement at first use, because optax takes a third of the import time."""
+    if name in ("refine_by_descent", "refine_by_langevin"):
+        from diffsample.guidance import refinement
+
+        return getattr(refinement, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
