@@ -27,6 +27,7 @@ class View(NamedTuple):
     index: Array  # int32, number of the step
     stage: Array  # int32, number of the call inside the step
     fresh: Array  # bool, False on rows of padding, where nothing happened
+    cond: PyTree = None  # the run's condition, for potentials; recorders see None
 
     @property
     def x0(self) -> Array:

@@ -4,26 +4,13 @@ from diffsample.smc.choosing import killing, metropolis, metropolis_steps, rejec
 from diffsample.smc.chunking import InChunks, in_chunks
 from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
 from diffsample.smc.conditional_resampling import conditional_killing, conditional_multinomial, conditional_systematic
+from diffsample.smc.correctors import Corrector, corrected, corrector, euler_corrector, kernel_corrector, start_of
 from diffsample.smc.differentiable import soft, stop_gradient, transport
 from diffsample.smc.distributed import butterfly, global_, island, local, ring
-from diffsample.smc.estimates import (
-    Estimate,
-    calibrated_weights,
-    chain_mean,
-    expectation,
-    normaliser,
-    pooled,
-    stein_controls,
-)
+from diffsample.smc.experts import Experts, Product, annealed, conditioned, guided, product
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
-from diffsample.smc.importance import (
-    Adapted,
-    GaussianMixture,
-    adaptive_importance_sampling,
-    density_controls,
-    importance_sampling,
-)
+from diffsample.smc.jumping import birth_death
 from diffsample.smc.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
@@ -34,21 +21,22 @@ from diffsample.smc.potentials import Closing, Potential, Transition, combine
 from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
 from diffsample.smc.rounding import residual, residual_systematic, ssp
 from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
+from diffsample.smc.starting import Started, started
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
 from diffsample.smc.variance import Variances, variances
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size
+from diffsample.smc.windows import weight_window
 
 __all__ = [
-    "Adapted",
     "Chain",
     "Closing",
     "ConditionalSMC",
+    "Corrector",
     "Diagnostics",
-    "Estimate",
+    "Experts",
     "FeynmanKac",
-    "GaussianMixture",
     "GaussianModel",
     "Generation",
     "InChunks",
@@ -57,38 +45,42 @@ __all__ = [
     "Path",
     "PathModel",
     "Potential",
+    "Product",
     "Rejection",
     "Renoise",
+    "Started",
     "StepwiseReward",
     "Sweep",
     "Tempered",
     "Transition",
     "Variances",
-    "adaptive_importance_sampling",
     "always",
     "ancestral_tracing",
+    "annealed",
     "backward_sampling",
+    "birth_death",
     "butterfly",
-    "calibrated_weights",
-    "chain_mean",
     "chain_variance",
     "combine",
     "conditional_killing",
     "conditional_multinomial",
     "conditional_systematic",
-    "density_controls",
+    "conditioned",
+    "corrected",
+    "corrector",
     "diffusion_paths",
     "ess",
+    "euler_corrector",
     "every",
-    "expectation",
     "feynman_kac",
     "final_resample",
     "global_",
+    "guided",
     "hilbert",
-    "importance_sampling",
     "in_chunks",
     "in_place",
     "island",
+    "kernel_corrector",
     "killing",
     "local",
     "log_conditional_effective_size",
@@ -98,14 +90,13 @@ __all__ = [
     "multinomial",
     "never",
     "next_increment",
-    "normaliser",
     "parallel_tempering",
     "parisian_particle_gibbs",
     "particle_filter",
     "particle_gibbs",
     "path_of",
     "path_sample",
-    "pooled",
+    "product",
     "refresh",
     "rejection",
     "repeat",
@@ -117,12 +108,14 @@ __all__ = [
     "soft",
     "sorted_by",
     "ssp",
-    "stein_controls",
+    "start_of",
+    "started",
     "stop_gradient",
     "stratified",
     "systematic",
     "transport",
     "variances",
+    "weight_window",
     "weighted_mean",
     "window",
 ]

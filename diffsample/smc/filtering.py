@@ -93,9 +93,9 @@ class FeynmanKac:
 
     def step(self, keys: Array, state: ParticleState, step: ParticleRow, cond: PyTree) -> ParticleState:
         state = self._resample(keys, state, step, cond)
-        before = self.sampler.view(state.inner)
+        before = self._seen(state.inner, cond)
         inner = self.sampler.step(keys, state.inner, step.inner, cond)
-        after = self.sampler.view(inner)
+        after = self._seen(inner, cond)
 
         def weigh() -> tuple[Array, PyTree]:
             transition = Transition(before, after, lambda: self._kernel(state.inner, step.inner))
@@ -108,7 +108,7 @@ class FeynmanKac:
 
     def finish(self, keys: Array, state: ParticleState, cond: PyTree) -> Particles:
         x = self.sampler.finish(keys, state.inner, cond)
-        closing = Closing(self.sampler.view(state.inner), x, lambda: self._kernel(state.inner, None))
+        closing = Closing(self._seen(state.inner, cond), x, lambda: self._kernel(state.inner, None))
         last = state.diagnostics.ess.shape[1] - 1
         state = self._weighed(state, self.potential.finish(closing, state.memory), jnp.int32(last))
         return Particles(x, state.log_w, state.log_z, state.diagnostics)
@@ -116,6 +116,10 @@ class FeynmanKac:
     def view(self, state: ParticleState) -> View:
         """That of the sampler."""
         return self.sampler.view(state.inner)
+
+    def _seen(self, inner: PyTree, cond: PyTree) -> View:
+        """What the potential reads: the sampler's view, and the condition, which rewards may need."""
+        return self.sampler.view(inner)._replace(cond=cond)
 
     def verify(self, out: Particles) -> None:
         """Raise FloatingPointError where a potential was NaN or a group died, naming the row and the group."""
@@ -129,7 +133,7 @@ class FeynmanKac:
     def _blank(self, keys: Array, x: Array, cond: PyTree) -> tuple[PyTree, PyTree, Array]:
         """(inner state, empty memory, log G) before the first row."""
         inner = self.sampler.init(keys, x, cond)
-        shapes = jax.eval_shape(lambda inner: self.potential.start(self.sampler.view(inner)), inner)
+        shapes = jax.eval_shape(lambda inner: self.potential.start(self._seen(inner, cond)), inner)
         log_g, memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         if log_g.shape != x.shape[:1]:
             raise ValueError(f"the potential returned log G of shape {log_g.shape} at the start, expected {x.shape[:1]}"

@@ -1,0 +1,364 @@
+"""Feynman-Kac correctors: the weights under which a product of experts is sampled as the law that it says.
+
+The move is any stochastic table's, driven by the product's score; the weight says what the move leaves out. Noise is
+the table's own: `ddpm(large=True)`, `ddpm()` and `sde_dpmpp(order=1)` are target score (exponential integrators, with
+the exact integral of the variance), `sde_dpmpp(order=1, eta=g)` and `ddim(eta=sqrt(g))` have noise rate g (tempered
+noise: g = 1 / beta), `euler_maruyama` is the papers' Euler scheme. All have the same weights (`smc.master`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffsample.denoiser import Denoiser, expand
+from diffsample.process import Level
+from diffsample.sampler import Kernel, Sampler, View, normal
+from diffsample.smc.experts import Experts, Product
+from diffsample.smc.filtering import FeynmanKac, feynman_kac
+from diffsample.smc.functions import as_pytree
+from diffsample.smc.gauge import Matched, log_surrogates, matched, per_expert, square_noise
+from diffsample.smc.master import log_kernel_ratio, total
+from diffsample.smc.policies import Policy
+from diffsample.smc.potentials import Closing, Potential, Transition
+from diffsample.smc.resampling import systematic
+from diffsample.smc.starting import started
+from diffsample.struct import pytree, static
+from diffsample.tableau import is_concrete
+
+
+class Move(NamedTuple):
+    """One move in y = x / alpha, with u = (sigma / alpha)^2; scalars of the move have the rank of x."""
+
+    before: View
+    memory: Experts  # at its start
+    step: Array  # [B, ...] y' - y
+    gap: Array  # u - u'
+    missed: Array  # [B] by the left-point rule over the gap, of the surrogates' normaliser
+    alpha: Array  # at the end
+    kernel: Callable[[], Kernel]  # that x' was drawn from
+
+
+class Tracked(NamedTuple):
+    """Memory of a corrector: how far the path has come."""
+
+    level: Level  # reached, fields [B]
+    exponents: Array  # [E] reached
+    log_q: Any  # [B, E] log-densities of the experts in y, where exponents change; else ()
+
+
+@pytree
+class Surrogates:
+    """The Gaussian surrogates of the experts, and what their product under exponents [E] is."""
+
+    means: Any
+    variances: Any
+
+    def product(self, exponents: Array, x: Array, level: Level) -> Matched:
+        """The product at a level."""
+        return matched(self.means, self.variances, exponents, x, level)
+
+    def log_each(self, x: Array, level: Level) -> Array:
+        """Log-densities [B, E] of y."""
+        return log_surrogates(self.means, self.variances, x, level).T
+
+    def log_normaliser(self, exponents: Array, x: Array, level: Level) -> Array:
+        """log of the integral of the product over y, [B]: its largest value times that of a Gaussian of its width."""
+        law = self.product(exponents, x, level)
+        peak = jnp.broadcast_to(expand(level.alpha, x) * law.mean, x.shape)
+        width = jnp.broadcast_to(0.5 * jnp.log(2 * jnp.pi / law.precision), x.shape)
+        return self.log_each(peak, level) @ exponents + total(width)
+
+    def missed(self, exponents: Array, x: Array, level: Level, reached: Level) -> Array:
+        """What the left-point rule misses of the change of `log_normaliser` over a step with the gauge on, [B]."""
+        law = self.product(exponents, x, level)
+        away = law.mean[None] - per_expert(self.means, x)
+        spreads = per_expert(self.variances, x) + square_noise(level, x)[None]
+        rate = law.kappa - 0.5 * (per_expert(exponents, x) * (away / spreads) ** 2).sum(axis=0)
+        gap = square_noise(level, x) - square_noise(reached, x)
+        change = self.log_normaliser(exponents, x, reached) - self.log_normaliser(exponents, x, level)
+        return change - total(jnp.broadcast_to(rate * gap, x.shape))
+
+    def log_start(self, exponents: Array, x: Array, level: Level) -> Array:
+        """log-density [B] in y of the start N(mu, 1 / Lambda)."""
+        law = self.product(exponents, x, level)
+        z = x / expand(level.alpha, x) - law.mean
+        return total(0.5 * (jnp.log(law.precision / (2 * jnp.pi)) - law.precision * z**2))
+
+
+@pytree
+class ProductStart:
+    """Draws of N(mu, 1 / Lambda) at the first level: about N(0, sigma^2 / B), never N(0, sigma^2)."""
+
+    surrogates: Surrogates
+    exponents: Any  # [E]
+    level: Level
+
+    def __call__(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        z = normal(keys, shape, dtype)
+        law = self.surrogates.product(jnp.asarray(self.exponents, z.dtype), z, self.level)
+        return expand(self.level.alpha, z) * (law.mean + z / jnp.sqrt(law.precision))
+
+
+@pytree
+class Corrector(Potential):
+    """Weights of a product of experts; see `corrector`."""
+
+    surrogates: Surrogates
+    log_density: Any = None
+    weigh: Any = None
+    tracks: bool = static(default=False)
+
+    def check(self, sampler: Sampler) -> None:
+        table = getattr(sampler, "tableau", None)
+        target = _product_of(sampler)
+        if table is None or not is_concrete((table, target.gauge)):
+            return
+        if table.registers * table.slots > 1 and np.any(np.asarray(target.gauge) != 0):
+            raise ValueError(f"{table.about.name} keeps {table.registers} registers and {table.slots} past outputs, so "
+                             f"that the gauge's share of a move is unknown: use a one-step method such as ddpm, or "
+                             f"gauge=0.0")  # fmt: skip
+        if self.tracks and self.log_density is None:
+            _refuse_other_noise(sampler)
+
+    def start(self, view: View) -> tuple[Array, Tracked]:
+        memory, level = _experts(view), view.level
+        if self.log_density is None:
+            log_g = self.surrogates.log_normaliser(memory.exponents, view.x, level)
+            log_q = self.surrogates.log_each(view.x, level)
+        else:
+            log_q = self._log_density(view.x, level)
+            log_g = log_q @ memory.exponents - self.surrogates.log_start(memory.exponents, view.x, level)
+        level = Level(*(jnp.broadcast_to(jnp.asarray(v, view.x.dtype), view.x.shape[:1]) for v in level))
+        return log_g, Tracked(level, memory.exponents, log_q if self.tracks else ())
+
+    def __call__(self, transition: Transition, memory: Tracked) -> tuple[Array, Tracked]:
+        after = transition.after
+        return self._weigh(transition.before, after.x, after.level, memory, transition.kernel)
+
+    def finish(self, closing: Closing, memory: Tracked) -> Array:
+        level = _experts(closing.before).next
+        return self._weigh(closing.before, closing.x, level, memory, closing.kernel)[0]
+
+    def _weigh(
+        self, before: View, x: Array, level: Level, memory: Tracked, kernel: Callable[[], Kernel]
+    ) -> tuple[Array, Tracked]:
+        experts, alpha = _experts(before), expand(level.alpha, x)
+        step = x / alpha - before.x / expand(before.level.alpha, x)
+        gap = square_noise(memory.level, x) - square_noise(experts.next, x)
+        missed = self.surrogates.missed(experts.exponents, x, memory.level, experts.next)
+        move = Move(before, experts, step, gap, missed, alpha, kernel)
+        log_g, log_q = self.weigh(move), memory.log_q
+        if self.tracks:
+            log_q = self._moved(move, memory) if self.log_density is None else self._log_density(x, level)
+            log_g = log_g + log_q @ (experts.coming - memory.exponents)
+        return log_g, Tracked(experts.next, experts.coming, log_q)
+
+    def _log_density(self, x: Array, level: Level) -> Array:
+        """The known log-densities [B, E], of y."""
+        size = x[0].size
+        scale = jnp.log(jnp.asarray(level.alpha, x.dtype)).reshape(-1, 1)
+        return self.log_density(x, level) + size * scale
+
+    def _moved(self, move: Move, memory: Tracked) -> Array:
+        """log q_i carried along the move: s . dy - |s|^2 du / 2 (target score needs no divergence)."""
+        scores = jnp.moveaxis(_scores(move), 0, 1)
+        change = scores * move.step[:, None] - 0.5 * move.gap[:, None] * scores**2
+        return memory.log_q + change.reshape(*change.shape[:2], -1).sum(axis=-1)
+
+
+def corrector(target: Product, *, log_density: Any = None) -> Corrector:
+    """FKC weights with the exact integral of the noise variance: log G = g (u - u'), g at the state left. The default.
+
+    Under `feynman_kac` over `solvers.linear(target, table)`, particles started by `start_of` carry prod_i q_i^beta_i;
+    order 1 in the step for any table that takes one. exp(log_z) estimates the integral of the product, of densities
+    of x / alpha at the last level. No network call.
+
+    Args:
+        target: the product that the sampler drives. A change of its exponents with the level is weighed by log q_i,
+            carried along the particles' own moves (specs/smc.md 2.5); that needs target-score noise (rate 1).
+        log_density: (x, level) -> [B, E], where the experts' densities at every level are known: the start is then
+            exact, and so is the weight of changing exponents under any noise.
+
+    Raises:
+        ValueError: from `feynman_kac`: a sampler whose denoiser is no product; a table with a history while the gauge
+            is on; changing exponents without densities under noise other than target score.
+
+    Reference: Skreta et al. 2025, arXiv 2503.02819.
+
+    >>> import diffsample as ds
+    >>> corrector(annealed_law := ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 2.0)).tracks
+    False
+    """
+    return _corrector(target, log_density, by_rate)
+
+
+def euler_corrector(target: Product, *, log_density: Any = None) -> Corrector:
+    """FKC weights of the papers' Euler scheme: log G = g times the variance that the row draws.
+
+    With `euler_maruyama`. Biased in log_z until the steps are many (specs/smc.md 9.2); `corrector` is the better one.
+
+    Args, Raises: as for `corrector`.
+
+    >>> import diffsample as ds
+    >>> euler_corrector(ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 2.0)).tracks
+    False
+    """
+    return _corrector(target, log_density, by_drawn_variance)
+
+
+def kernel_corrector(target: Product, *, log_density: Any = None) -> Corrector:
+    """FKC weights in discrete time: prod_i p_i(y'|y)^beta_i r(y|y')^(1 - B) / K(y'|y) with Gaussian reverse kernels.
+
+    K is the row's own kernel, of any one-register table; p_i has the mean of `ddpm` and the large variance
+    sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2. Exact at any step where the p_i are (data N(0, 1) on a
+    variance-preserving process). A closing move without noise is weighed as by `corrector`.
+
+    Args, Raises: as for `corrector`; also several registers, when sampling.
+
+    >>> import diffsample as ds
+    >>> kernel_corrector(ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 2.0)).tracks
+    False
+    """
+    return _corrector(target, log_density, by_kernels)
+
+
+def start_of(sampler: Any) -> Any:
+    """The sampler, started from the law of its product of experts at the first level, N(mu, 1 / Lambda).
+
+    The exponents' sum B makes this about N(0, sigma^2 / B I). Nothing else changes.
+
+    Args:
+        sampler: `solvers.linear(product, table)`; the product may stand inside other denoisers.
+
+    >>> import jax, diffsample as ds
+    >>> process = ds.VarianceExploding()
+    >>> cold = ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 4.0)
+    >>> sampler = ds.solvers.linear(cold, ds.solvers.ddpm(process, [80.0, 1.0]))
+    >>> 35 < float(start_of(sampler).prior(jax.random.split(jax.random.key(0), 999), (999,), "float32").std()) < 45
+    True
+    """
+    first = Level(*(leaf[0] for leaf in sampler.tableau.now))
+    target = _product_of(sampler)
+    exponents = target.exponents(first) if callable(target.exponents) else target.exponents
+    return started(sampler, ProductStart(_surrogates(target), exponents, first))
+
+
+def corrected(
+    sampler: Any,
+    *,
+    particles: int,
+    resample: Any = systematic,
+    policy: Policy | None = None,
+    weights: Callable[[Product], Any] = corrector,
+) -> FeynmanKac:
+    """The law of a product of experts, by Feynman-Kac particles: start, weights and resampling put together.
+
+    Args:
+        sampler: `solvers.linear(product(...), table)` of a stochastic one-step table; `ddpm(..., large=True)` is the
+            recommended one.
+        particles, resample, policy: as for `feynman_kac`.
+        weights: `corrector`, `euler_corrector`, `kernel_corrector`, or a function of the product.
+
+    Reference: Skreta et al. 2025, arXiv 2503.02819.
+
+    >>> import jax, diffsample as ds
+    >>> process = ds.VariancePreserving()
+    >>> table = ds.solvers.ddpm(process, ds.times.uniform_logsnr(process, 50), large=True)
+    >>> cold = ds.solvers.linear(ds.smc.annealed(ds.exact.Gaussian(3.0, 1.0), 4.0, mean=3.0), table)
+    >>> out = ds.sample(jax.random.key(0), corrected(cold, particles=512), (512,))
+    >>> bool(abs(out.mean(out.x)[0] - 3) < 0.1), bool(abs(out.mean((out.x - 3) ** 2)[0] - 0.25) < 0.1)
+    (True, True)
+    """
+    potential = weights(_product_of(sampler))
+    return feynman_kac(start_of(sampler), potential, particles=particles, resample=resample, policy=policy)
+
+
+def by_rate(move: Move) -> Array:
+    """g (u - u'), the gauge's rate by its share of the move, and what this rule misses on Gaussian data."""
+    return move.memory.rate * _flat(move.gap) + move.memory.gauge_rate * _flat(_pull(move)) + move.missed
+
+
+def by_drawn_variance(move: Move) -> Array:
+    """The same with the variance that the row drew in place of u - u'."""
+    drawn = (expand(move.before.std, move.step) / move.alpha) ** 2
+    gap = jnp.where(drawn > 0, drawn, move.gap)
+    return move.memory.rate * _flat(gap) + move.memory.gauge_rate * _flat(_pull(move))
+
+
+def by_kernels(move: Move) -> Array:
+    """The ratio of kernels; a move without noise has none, and is weighed by its rate."""
+    kernel, alpha = move.kernel(), expand(move.before.level.alpha, move.step)
+    mean = kernel.mean / move.alpha - move.before.x / alpha
+    drawn = (expand(kernel.std, move.step) / move.alpha) ** 2
+    wide = move.gap * (alpha / move.alpha) ** 2  # of the forward kernel, sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2
+    noisy = drawn > 0
+    law = (mean, (wide, jnp.where(noisy, drawn, 1.0)))
+    ratio = log_kernel_ratio(move.step, _scores(move), move.memory.exponents, move.gap, law)
+    return jnp.where(jnp.broadcast_to(_flat(noisy), ratio.shape), ratio, by_rate(move))
+
+
+def _pull(move: Move) -> Array:
+    """How far one unit of score moves y, from the row's own gain."""
+    view = move.before
+    return expand(view.gain, move.step) * square_noise(view.level, move.step) / move.alpha
+
+
+def _scores(move: Move) -> Array:
+    """The experts' scores in y, [E, B, ...]."""
+    y = move.before.x / expand(move.before.level.alpha, move.step)
+    return (jnp.moveaxis(move.memory.x0, 1, 0) - y[None]) / square_noise(move.before.level, move.step)[None]
+
+
+def _flat(values: Array) -> Array:
+    """[B or 1, 1, ...] -> [B or 1]."""
+    return values.reshape(-1)
+
+
+def _corrector(target: Product, log_density: Any, weigh: Callable[[Move], Array]) -> Corrector:
+    if not isinstance(target, Product):
+        raise TypeError(f"a corrector weighs smc.product, smc.annealed or smc.guided, got {type(target).__name__}")
+    known = None if log_density is None else as_pytree(log_density)
+    return Corrector(_surrogates(target), known, as_pytree(weigh), tracks=callable(target.exponents))
+
+
+def _surrogates(target: Product) -> Surrogates:
+    return Surrogates(target.means, target.variances)
+
+
+def _product_of(sampler: Any) -> Product:
+    """The product that a sampler drives, perhaps inside other denoisers."""
+    found: Denoiser | None = getattr(sampler, "denoiser", None)
+    while found is not None and not isinstance(found, Product):
+        found = getattr(found, "denoiser", None)
+    if found is None:
+        raise ValueError(
+            f"a corrector needs a sampler whose denoiser is smc.product, smc.annealed or smc.guided; this "
+            f"{type(sampler).__name__} drives a {type(getattr(sampler, 'denoiser', None)).__name__}"
+        )
+    return found
+
+
+def _experts(view: View) -> Experts:
+    if not isinstance(view.memory, Experts):
+        raise ValueError(
+            f"the corrector reads the memory of a product of experts, and found {type(view.memory).__name__}; inside a "
+            f"twist, give it to the twist's potential as `base`"
+        )
+    return view.memory
+
+
+def _refuse_other_noise(sampler: Any) -> None:
+    """Carrying log q along a path of noise rate other than 1 needs a divergence, which no view holds."""
+    row = sampler.steps
+    gain, std, alpha, left, reached = (np.asarray(v, np.float64) for v in (
+        row.gain, row.std, row.next.alpha, row.now.sigma / row.now.alpha, row.next.sigma / row.next.alpha))  # fmt: skip
+    pull, gap, drawn = gain * left**2 / alpha, left**2 - reached**2, (std / alpha) ** 2
+    same = np.isclose(pull, gap, rtol=1e-3) | np.isclose(pull, drawn, rtol=1e-3)
+    if not same.all():
+        raise ValueError(
+            f"exponents that change need the experts' log-densities, and {sampler.tableau.about.name} does not draw "
+            f"target-score noise (row {int(np.argmin(same))}): use ddpm, or give log_density"
+        )
