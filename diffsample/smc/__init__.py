@@ -7,9 +7,25 @@ from diffsample.smc.conditional_resampling import conditional_killing, condition
 from diffsample.smc.correctors import Corrector, corrected, corrector, euler_corrector, kernel_corrector, start_of
 from diffsample.smc.differentiable import soft, stop_gradient, transport
 from diffsample.smc.distributed import butterfly, global_, island, local, ring
+from diffsample.smc.estimates import (
+    Estimate,
+    calibrated_weights,
+    chain_mean,
+    expectation,
+    normaliser,
+    pooled,
+    stein_controls,
+)
 from diffsample.smc.experts import Experts, Product, annealed, conditioned, guided, product
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
+from diffsample.smc.importance import (
+    Adapted,
+    GaussianMixture,
+    adaptive_importance_sampling,
+    density_controls,
+    importance_sampling,
+)
 from diffsample.smc.jumping import birth_death
 from diffsample.smc.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
@@ -30,13 +46,16 @@ from diffsample.smc.weights import log_effective_size
 from diffsample.smc.windows import weight_window
 
 __all__ = [
+    "Adapted",
     "Chain",
     "Closing",
     "ConditionalSMC",
     "Corrector",
     "Diagnostics",
+    "Estimate",
     "Experts",
     "FeynmanKac",
+    "GaussianMixture",
     "GaussianModel",
     "Generation",
     "InChunks",
@@ -54,12 +73,15 @@ __all__ = [
     "Tempered",
     "Transition",
     "Variances",
+    "adaptive_importance_sampling",
     "always",
     "ancestral_tracing",
     "annealed",
     "backward_sampling",
     "birth_death",
     "butterfly",
+    "calibrated_weights",
+    "chain_mean",
     "chain_variance",
     "combine",
     "conditional_killing",
@@ -68,15 +90,18 @@ __all__ = [
     "conditioned",
     "corrected",
     "corrector",
+    "density_controls",
     "diffusion_paths",
     "ess",
     "euler_corrector",
     "every",
+    "expectation",
     "feynman_kac",
     "final_resample",
     "global_",
     "guided",
     "hilbert",
+    "importance_sampling",
     "in_chunks",
     "in_place",
     "island",
@@ -90,12 +115,14 @@ __all__ = [
     "multinomial",
     "never",
     "next_increment",
+    "normaliser",
     "parallel_tempering",
     "parisian_particle_gibbs",
     "particle_filter",
     "particle_gibbs",
     "path_of",
     "path_sample",
+    "pooled",
     "product",
     "refresh",
     "rejection",
@@ -110,6 +137,7 @@ __all__ = [
     "ssp",
     "start_of",
     "started",
+    "stein_controls",
     "stop_gradient",
     "stratified",
     "systematic",
