@@ -6,6 +6,7 @@ forecasts spread.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
-from diffsample.guidance.gradients import add_score, descend
+from diffsample.guidance.gradients import Descending, add_score, descend
 from diffsample.guidance.measurement import as_operator, refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
@@ -71,23 +72,14 @@ def quantile_levels(samples: int) -> np.ndarray:
 
 
 @pytree
-class ObservationGuided(Denoiser):
+class ObservationGuided(Descending):
     """The score less scale grad energy; see `observe`."""
 
     denoiser: Denoiser
     y: Any
     mask: Any
     scale: Any
-    energy: Any
-
-    @property
-    def evaluations(self) -> int:
-        return self.denoiser.evaluations
-
-    @property
-    def vjps(self) -> int:
-        """One through every evaluation, and the denoiser's own."""
-        return self.denoiser.evaluations + self.denoiser.vjps
+    loss: Any
 
     @property
     def coupled(self) -> bool:
@@ -102,9 +94,12 @@ class ObservationGuided(Denoiser):
         observed(self.y, self.mask, x)
         return self.denoiser.init(x)
 
+    def energy(self, x0: Array, level: Level) -> Array:
+        return self.loss(x0, *observed(self.y, self.mask, x0))
+
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
-        y, mask = observed(self.y, self.mask, x)
-        prediction, state, gradient = descend(self.denoiser, lambda x0: self.energy(x0, y, mask), x, at, cond, state)
+        energy = partial(self.energy, level=at.now)
+        prediction, state, gradient = descend(self.denoiser, energy, x, at, cond, state)
         return add_score(prediction, -value_at(self.scale, at.now, x) * gradient, at), state
 
 
@@ -114,14 +109,14 @@ class AfterStepState(NamedTuple):
 
 
 @pytree
-class ObservationAfterStep(Denoiser):
+class ObservationAfterStep(Descending):
     """The state moved along the energy's gradient after every step; see `observe_after_step`."""
 
     denoiser: Denoiser
     y: Any
     mask: Any
     scale: Any
-    energy: Any
+    loss: Any
 
     @property
     def evaluations(self) -> int:
@@ -133,21 +128,20 @@ class ObservationAfterStep(Denoiser):
         """One through the first of them, and the denoiser's own."""
         return self.denoiser.evaluations + 2 * self.denoiser.vjps
 
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
-
     def init(self, x: Array) -> AfterStepState:
         observed(self.y, self.mask, x)
         none = jnp.zeros(x.shape[:1], x.dtype)
         return AfterStepState(Level(none, none, none), self.denoiser.init(x))
 
+    def energy(self, x0: Array, level: Level) -> Array:
+        return self.loss(x0, *observed(self.y, self.mask, x0))
+
     def __call__(self, x: Array, at: Point, cond: PyTree, state: AfterStepState) -> tuple[Prediction, AfterStepState]:
         now = Level(*(jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[:1]) for value in at.now))
         moved = state.before.sigma > 0
         before = Level(*(jnp.where(moved, old, new) for old, new in zip(state.before, now, strict=True)))
-        y, mask = observed(self.y, self.mask, x)
-        left = at._replace(now=before, next=now)
-        _, _, gradient = descend(self.denoiser, lambda x0: self.energy(x0, y, mask), x, left, cond, state.denoiser)
+        left, energy = at._replace(now=before, next=now), partial(self.energy, level=before)
+        _, _, gradient = descend(self.denoiser, energy, x, left, cond, state.denoiser)
         kept = before.alpha * now.sigma / (now.alpha * before.sigma)
         variance = jnp.where(moved & (at.stage == 0), now.sigma**2 * (1 - kept**2), 0)
         x = x - value_at(self.scale, before, x) * expand(variance, x) * gradient

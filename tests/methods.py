@@ -109,6 +109,8 @@ INVERSE: dict[str, Callable[[Denoiser, Any, Any], Denoiser]] = {  # y [B, 3], we
     "mcg": lambda d, y, w: guidance.mcg(d, SEEN, y, w),
     "stsl": lambda d, y, w: guidance.stsl(d, SEEN, y, scale=w, corrections=2),
     "red_diff": lambda d, y, w: guidance.red_diff(d, SEEN, y, rate=w),
+    "observe": lambda d, y, w: guidance.observe(d, y, SEEN.mask, w),
+    "observe_after_step": lambda d, y, w: guidance.observe_after_step(d, y, SEEN.mask, w),
 }
 
 

@@ -102,46 +102,6 @@ def test_scale_zero_is_the_denoiser_itself():
         np.testing.assert_allclose(output(form(LAW, Y, MASK, 0.0), table, x), plain, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_are_independent_and_numbers_are_leaves():
-    traces = []
-
-    def field(params, x, t, cond):
-        traces.append(1)
-        return jnp.tanh(params * x)
-
-    network = ds.Network(field, jnp.float32(0.5), predicts="noise")
-    table = solvers.ddpm(BETAS, ds.times.trailing(BETAS, 8))
-    y, scales = jax.random.normal(KEY, (3, 2)), jnp.array([0.5, 1.0, 2.0])
-    for form in (guidance.observe, guidance.observe_after_step):
-        batch = ds.sample(KEY, solvers.linear(form(network, y, MASK, scales), table), (3, 2))
-        count = len(traces)
-        ds.sample(KEY, solvers.linear(form(network, 2 * y, 1 - MASK, 3 * scales), table), (3, 2))
-        assert len(traces) == count
-        alone = ds.sample(KEY, solvers.linear(form(network, y[1:2], MASK, 1.0), table), (1, 2), first=1)
-        np.testing.assert_allclose(alone[0], batch[1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", [guidance.observe, guidance.observe_after_step])
-def test_observation_guidance_calls_and_pulls_back_as_often_as_it_says(form):
-    forward, backward = [], []
-
-    @jax.custom_vjp
-    def network(x):
-        jax.debug.callback(lambda: forward.append(1))
-        return 0.5 * x
-
-    def pull(_, g):
-        jax.debug.callback(lambda: backward.append(1))
-        return (0.5 * g,)
-
-    network.defvjp(lambda x: (network(x), None), pull)
-    rule = form(ds.Network(lambda p, x, t, c: network(x), predicts="data"), Y, MASK, 1.0)
-    x = jnp.ones((2, 2))
-    jax.block_until_ready(jax.jit(lambda x: rule(x, point(VE.level(1.0), 2), None, rule.init(x))[0])(x))
-    jax.effects_barrier()
-    assert (len(forward), len(backward)) == (rule.evaluations, rule.vjps)
-
-
 def test_bad_observations_are_named():
     table = solvers.ddim(VE, [80.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="mask must hold 0 and 1"):
