@@ -1,12 +1,13 @@
 """Every method of the catalogue on the shipped digits at about 10 network calls, and what a step of each costs.
 
-    python benchmarks/solvers.py [--quick] [--methods ddim dpmpp ...]
+    python benchmarks/solvers.py [--quick] [--real] [--methods ddim dpmpp ...]
 
 Fréchet distance in pixel space of 1000 samples from the same noise, on three grids from sigma / alpha = 80 to 0.05;
 in brackets the calls, where no number of steps makes 10. All tables are padded to one shape: one compiled program. The
 cost of a step is measured on the trivial model (eps = 0.999 x), unpadded, as the slope between 50 moves and many, each
 the fastest of interleaved repeats, beside DDIM's. It is wall time: CPU time lags behind in runs under a millisecond. A
-method that calls twice a step pays twice.
+method that calls twice a step pays twice. Last, runs of about 20 calls of a convolutional network over as many bare
+calls, by CPU time, which is the steadier figure there.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import handwritten
 import jax
 import jax.numpy as jnp
 import models
@@ -28,6 +30,7 @@ from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
 CALLS, SAMPLES = 10, 1000
+REAL_CALLS = 20  # about, in a run of the real network
 HIGH, LOW = 80.0, 0.05  # sigma / alpha at the start and before the last step
 GRIDS: dict[str, Callable[..., ds.Grid]] = {"log-SNR": times.uniform_logsnr, "Karras": times.karras, "t": times.uniform}
 TARGETS = {"dpmpp": 2.0, "unipc(order=3)": 5.0}  # a step, beside DDIM's
@@ -94,10 +97,36 @@ def on_trivial_model(methods: Sequence[str], repeats: int) -> None:
                 overhead.verdict(f"{shape}: a step of {method} / ddim", ratio.wall, limit)
 
 
-def main(methods: Sequence[str], quick: bool) -> None:
+def on_real_network(methods: Sequence[str], repeats: int) -> None:
+    """Prints what a call costs beside the bare calls of a convolutional network, as many of them, dearest first."""
+    x = jax.random.normal(KEY, overhead.SHAPES[0])
+    params = models.init(KEY, 3, 32, 8, (3, 3))
+    network = ds.Network(models.convnet, params, predicts="noise")
+    runs: dict[object, Callable[[], object]] = {}
+    calls = {}
+    for method in methods:
+        table = demo.most_steps(partial(table_on, method, "t"), REAL_CALLS)
+        sampler = jax.tree.map(jnp.asarray, solvers.linear(network, table))
+        calls[method] = table.calls
+        runs[method] = lambda s=sampler: overhead.in_outer_jit(s, KEY, x)
+        rows = handwritten.columns(times.uniform(overhead.PROCESS, table.calls))
+        runs.setdefault(table.calls, lambda rows=rows: handwritten.bare(models.convnet, params, x, rows))
+    found, _ = overhead.measure(runs, repeats)
+    ratios = {method: found[method].ratio(found[calls[method]]) for method in methods}
+    dearest = sorted(methods, key=lambda method: -ratios[method].cpu)
+    print(f"\n{f'{models.convnet.__name__}, x {x.shape}, over bare calls':50}{'calls':>8}{'CPU time':>10}{'wall':>8}")
+    for method in dearest:
+        print(f"{method:50}{calls[method]:8d}{ratios[method].cpu:10.4f}{ratios[method].wall:8.4f}")
+    print(f"(load now {os.getloadavg()[0]:.1f})")
+    overhead.verdict(f"dearest method over bare calls, {dearest[0]}", ratios[dearest[0]].cpu, 1.02)
+
+
+def main(methods: Sequence[str], quick: bool, only_real: bool) -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    on_digits(methods, 100 if quick else SAMPLES)
-    on_trivial_model(methods, 2 if quick else 20)
+    if not only_real:
+        on_digits(methods, 100 if quick else SAMPLES)
+        on_trivial_model(methods, 2 if quick else 20)
+    on_real_network(methods, 1 if quick else 8)
 
 
 def distance(score: demo.Score) -> str:
@@ -109,5 +138,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few samples and repeats: does it run")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows; ddim is added")
+    parser.add_argument("--real", action="store_true", help="only the comparison with bare calls of a real network")
     arguments = parser.parse_args()
-    main(list(dict.fromkeys(["ddim", *arguments.methods])), arguments.quick)
+    main(list(dict.fromkeys(["ddim", *arguments.methods])), arguments.quick, arguments.real)

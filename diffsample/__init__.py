@@ -7,6 +7,7 @@ from diffsample.adapters import from_callable, from_equinox, from_linen, from_nn
 from diffsample.betas import DiscreteBetas
 from diffsample.boundary import Boundary, search_boundary
 from diffsample.certify import Certificate, CertificateError, certificate
+from diffsample.certify_sampler import SamplerCertificate, sampler_certificate
 from diffsample.denoiser import (
     AnyProcess,
     Denoiser,
@@ -62,6 +63,7 @@ __all__ = [
     "Prediction",
     "Process",
     "Sampler",
+    "SamplerCertificate",
     "StabilityRegion",
     "Stack",
     "SubVP",
@@ -91,6 +93,7 @@ __all__ = [
     "quarter_log_noise",
     "real_axis_limit",
     "sample",
+    "sampler_certificate",
     "search_boundary",
     "smc",
     "solvers",

@@ -10,7 +10,7 @@ measured by `certificate`; only its first line is taken from the docstring.
 import argparse
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from diffsample import solvers
@@ -141,19 +141,26 @@ def described(docstring: str) -> tuple[str, str]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, or write it between the markers of a file."""
-    parser = argparse.ArgumentParser(prog="python -m diffsample.catalogue", description=methods_table.__doc__)
-    parser.add_argument("file", nargs="?", type=Path, help=f"a file with the markers {BEGIN} and {END}")
+def write_block(
+    arguments: Sequence[str] | None, program: str, table: Callable[[], str], markers: tuple[str, str]
+) -> None:
+    """Print a table, or write it between the markers of the file that the arguments name."""
+    parser = argparse.ArgumentParser(prog=program, description=table.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, help=f"a file with the markers {' and '.join(markers)}")
     path = parser.parse_args(arguments).file
     if path is None:
-        print(methods_table())
+        print(table())
         return
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = path.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise SystemExit(f"{path} has no block between {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{methods_table()}\n{END}{after}")
+        raise SystemExit(f"{path} has no block between {' and '.join(markers)}")
+    path.write_text(f"{before}{begin}\n{table()}\n{end}{after}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, or write it between the markers of a file."""
+    write_block(arguments, "python -m diffsample.catalogue", methods_table, (BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Takes any function (process, times) -> Tableau, of this library or a user's. Not
 stability are computed from the table in float64; only the checks of gradients compile a program.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffsample.contract import gradient_error, keeps_dtypes
 from diffsample.exact import Moments
@@ -32,7 +32,7 @@ GRADIENT = 1e-2  # relative error of gradients that float32 explains
 class CertificateError(AssertionError):
     """A solver does not do what it declares; `certificate` holds all that was measured."""
 
-    def __init__(self, message: str, certificate: "Certificate"):
+    def __init__(self, message: str, certificate: Any):
         super().__init__(message)
         self.certificate = certificate
 
@@ -79,15 +79,7 @@ class Certificate(NamedTuple):
 
     def exact_on(self) -> str:
         """What is integrated exactly, in words; of what was tried."""
-        degrees = (
-            ("x0 of degree {} in log-SNR", self.x0_degree),
-            ("eps of degree {} in log-SNR", self.eps_degree),
-            ("eps of degree {} in sigma/alpha", self.eps_noise_degree),
-        )
-        found = ["point mass"] * self.point_mass + [words.format(k) for words, k in degrees if k > 0]
-        if not self.point_mass and max(self.x0_degree, self.eps_degree) >= 0:
-            found.insert(0, "constant x0" if self.x0_degree >= 0 else "constant eps")
-        return ", ".join(found) or "none"
+        return exact_words(self.point_mass, (self.x0_degree, self.eps_degree, self.eps_noise_degree))
 
     def __str__(self) -> str:
         midway = "" if self.midway is None else f", {self.midway:.2f} from sigma/alpha = 2"
@@ -169,6 +161,15 @@ def certificate(
         gradient=short and gradient_error(short),
     )
     return found.verify() if check else found
+
+
+def exact_words(point_mass: bool, degrees: tuple[int, int, int]) -> str:
+    """What is integrated exactly: a point mass, and polynomials up to `polynomial_degrees`."""
+    words = ("x0 of degree {} in log-SNR", "eps of degree {} in log-SNR", "eps of degree {} in sigma/alpha")
+    found = [text.format(k) for text, k in zip(words, degrees, strict=True) if k > 0]
+    if not point_mass and max(degrees[:2]) >= 0:
+        found.insert(0, "constant x0" if degrees[0] >= 0 else "constant eps")
+    return ", ".join(["point mass"] * point_mass + found) or "none"
 
 
 def _calls_per_step(solver: Solver, process: Process) -> float:

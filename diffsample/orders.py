@@ -6,8 +6,9 @@ draw: the weak order of a stochastic one. Both are posed in x / alpha over sigma
 spans the levels measures alike, on grids uniform in log-SNR.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -54,6 +55,14 @@ FROM_MIDWAY = Flow(
 )  # fmt: skip
 
 
+class Polynomial(NamedTuple):
+    """A prediction that depends on the level alone: place(sigma / alpha) ** degree is x0, or eps."""
+
+    degree: int
+    gives_eps: bool
+    place: Callable[[Any], Any]  # of NumPy: log or positive
+
+
 def measured_order(solver: Solver, process: Process, flow: Flow = FROM_NOISE) -> float:
     """Slope of the error, mean square over nine paths of the mixture's probability flow, against the number of moves.
 
@@ -64,14 +73,21 @@ def measured_order(solver: Solver, process: Process, flow: Flow = FROM_NOISE) ->
     >>> round(measured_order(ds.solvers.dpmpp, ds.VariancePreserving()), 1)
     2.0
     """
+    return flow_order(lambda grid, x: run_on_host(solver(process, grid), _mixture_x0, x), process, flow)
+
+
+def flow_order(
+    run: Callable[[Grid, np.ndarray], np.ndarray], process: Process, flow: Flow, rounding: float = ROUNDING
+) -> float:
+    """`measured_order` of whatever runs the mixture's states x from the first level of a grid to its last."""
     start, stop = time_of(process, flow.high), time_of(process, flow.low)
 
     def error(steps: int) -> float:
         grid = uniform_logsnr(process, steps, start=start, stop=stop, zero=False)
-        out = run_on_host(solver(process, grid), _mixture_x0, grid.alpha[0] * flow.start)
+        out = run(grid, grid.alpha[0] * flow.start)
         return float(np.sqrt(np.mean((out / grid.alpha[-1] - flow.end) ** 2)))
 
-    return _slope(error, flow.steps)
+    return slope(error, flow.steps, rounding)
 
 
 def measured_weak_order(solver: Solver, process: Process) -> float:
@@ -88,7 +104,7 @@ def measured_weak_order(solver: Solver, process: Process) -> float:
         table = solver(process, grid)
         return float(np.sqrt(np.mean([moment_error(table, grid, law) ** 2 for law in LAWS])))
 
-    return _slope(error, FROM_NOISE.steps)
+    return slope(error, FROM_NOISE.steps)
 
 
 def moment_error(tableau: Tableau, grid: Grid, data: Moments) -> float:
@@ -109,23 +125,35 @@ def exact_degrees(solver: Solver, process: Process) -> tuple[int, int, int]:
     errors of the start are carried along unchanged, and those of the last steps must not add to them.
     """
 
-    return (
-        _degree(solver, process, False, np.log),
-        _degree(solver, process, True, np.log),
-        _degree(solver, process, True, np.positive),
-    )
+    table = functools.cache(functools.partial(solver, process))
+
+    def run(grid: Grid, given: Polynomial) -> float:
+        def denoise(x: np.ndarray, level: Level) -> np.ndarray:
+            value = given.place(level.sigma / level.alpha) ** given.degree
+            return (x - level.sigma * value) / level.alpha if given.gives_eps else value
+
+        return float(run_on_host(table(grid), denoise, 0.0))
+
+    return polynomial_degrees(run, process)
 
 
-def _degree(solver: Solver, process: Process, gives_eps: bool, place: Callable[[np.ndarray], np.ndarray]) -> int:
+def polynomial_degrees(run: Callable[[Grid, Polynomial], float], process: Process) -> tuple[int, int, int]:
+    """`exact_degrees` of whatever runs the state 0 along a grid where the prediction is a polynomial."""
+    cases = ((False, np.log), (True, np.log), (True, np.positive))
+    x0, eps, eps_noise = (_degree(run, process, *case) for case in cases)
+    return x0, eps, eps_noise
+
+
+def _degree(
+    run: Callable[[Grid, Polynomial], float],
+    process: Process,
+    gives_eps: bool,
+    place: Callable[[np.ndarray], np.ndarray],
+) -> int:
     """Highest degree in the coordinate `place`, of sigma / alpha, up to which x0 (or eps) is integrated exactly."""
     grid = karras(process, LENGTHS[-1], start=time_of(process, 4.0), stop=time_of(process, 0.25), zero=False)
-    tables = [solver(process, Grid(process, grid.t[: n + 1])) for n in LENGTHS]
     ends = np.array([1 / (grid.alpha if gives_eps else grid.sigma)[n] for n in LENGTHS])
     nodes, weights = np.polynomial.legendre.leggauss(24)
-
-    def denoise(x: np.ndarray, level: Level) -> np.ndarray:
-        value = place(level.sigma / level.alpha) ** degree
-        return (x - level.sigma * value) / level.alpha if gives_eps else value
 
     def change(i: int) -> float:
         """Of the exact x / alpha (or x / sigma) over move i."""
@@ -134,23 +162,24 @@ def _degree(solver: Solver, process: Process, gives_eps: bool, place: Callable[[
         return float((b - a) / 2 * (weights * place(noise) ** degree * (-noise if gives_eps else 1 / noise)).sum())
 
     for degree in range(DEGREES):
-        reached = ends * [float(run_on_host(table, denoise, 0.0)) for table in tables]
+        given = Polynomial(degree, gives_eps, place)
+        reached = ends * [run(Grid(process, grid.t[: n + 1]), given) for n in LENGTHS]
         defect = reached - np.cumsum([0.0, *map(change, range(LENGTHS[0], LENGTHS[-1]))])
         if not np.ptp(defect) <= EXACT * np.abs(reached).max():
             return degree - 1
     return DEGREES - 1
 
 
-def _slope(error: Callable[[int], float], steps: Sequence[int]) -> float:
+def slope(error: Callable[[int], float], steps: Sequence[int], rounding: float = ROUNDING) -> float:
     """Slope between the finer two grids, its next-order term removed by that between the coarser two: 2 s' - s.
 
     Grids where the error is below rounding are replaced by coarser ones; inf if it is below there too.
     """
     errors = [error(n) for n in steps]
-    while errors[-1] < ROUNDING and steps[0] >= 8:
+    while errors[-1] < rounding and steps[0] >= 8:
         steps = [n // 2 for n in steps]
         errors = [error(steps[0]), *errors[:-1]]
-    if errors[-1] < ROUNDING:
+    if errors[-1] < rounding:
         return float("inf")
     coarse, fine = -np.diff(np.log2(errors))
     return float(2 * fine - coarse)

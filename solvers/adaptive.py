@@ -181,7 +181,7 @@ def _run(key, denoiser, process, x, cond, start, stop, times, dense, denoise, so
     denoiser = jax.tree.map(jnp.asarray, denoiser)
     strength = None if strength is None else jnp.asarray(strength)
     keys, scales = sample_keys(key, first, x.shape[0]), process.alpha(along)
-    asked = (dense, denoise, len(times) > 0)
+    asked = (bool(dense), bool(denoise), len(times) > 0)  # NumPy's bools would be traced
     return _solve(denoiser, process, x, cond, keys, half_logsnr, scales, strength, asked, solver, controller, adjoint,
                   max_steps)  # fmt: skip
 

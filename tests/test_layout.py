@@ -22,9 +22,12 @@ APPLICATIONS = (  # may use the models
     "diffsample.__main__",
     "diffsample.catalogue",
     "diffsample.certify",
+    "diffsample.certify_sampler",
     "diffsample.contract",
     "diffsample.demo",
     "diffsample.orders",
+    "diffsample.running",
+    "diffsample.sampler_catalogue",
     "diffsample.training",
 )
 
