@@ -83,6 +83,7 @@ METHODS: dict[str, Solver] = {
     "reverse_diffusion": solvers.reverse_diffusion,
     "ancestral_sampling": solvers.ancestral_sampling,
     "ald(corrections=5)": lambda p, g: solvers.ald(p, g, corrections=5),
+    "time_travel(ddpm, jump=2, repeats=2)": lambda p, g: solvers.time_travel(solvers.ddpm(p, g), jump=2, repeats=2),
 }
 PROCESSES: dict[str, Process] = {"flow_heun": FlowMatching()}  # of methods that know one process only
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
