@@ -20,6 +20,19 @@ POLICIES = {
     "groups": discrete.first_hitting(5, updates=2),
     "ancestral": discrete.ancestral(LEVELS),
     "asynchronous": discrete.asynchronous(LEVELS, 5),
+    "best_first": discrete.best_first(5, discrete.margin, updates=3, temperature=0.1),
+    "maskgit": discrete.maskgit(5, 3, temperature=1.0),
+    "remask_at_most": discrete.remask_at_most(LEVELS, 0.3),
+}
+OTHERS = {
+    "entropy_bounded": discrete.entropy_bounded(5, 1.0),
+    "low_confidence": discrete.low_confidence(5, updates=3),
+    "path_planning": discrete.path_planning(5, 4),
+    "blockwise": discrete.blockwise(discrete.threshold(2, -0.5), 6, 2),
+    "remask_unsure": discrete.remask_unsure(LEVELS),
+    "remask_loop": discrete.remask_loop(8),
+    "forward_backward": discrete.forward_backward(LEVELS),
+    "flow_corrector": discrete.flow_corrector(LEVELS, 2.0),
 }
 
 
@@ -55,14 +68,45 @@ def test_samples_have_the_exact_law(name):
 
 def test_prompts_and_padding_stay_and_a_full_input_makes_no_call():
     x = jnp.array([[3, 1, 3, 3, 0], [0, 1, 2, 1, 0], [3, 3, 3, 0, 0]])
-    for name, policy in POLICIES.items():
-        out, executed = ds.sample(KEY, decoder(policy), x=x, record=lambda view: view.executed)
+    every = {name: policy for name, policy in (POLICIES | OTHERS).items() if name != "blockwise"}
+    for name, policy in every.items():
+        out, executed = ds.sample(KEY, decoder(policy), x=x, record=executions)
         assert (out.x[x != 3] == x[x != 3]).all() and (out.x != 3).all(), name
-        assert out.calls[1] == 0 and out.calls[0] <= 3
-        assert executed.max() <= 3
-        full, executed = ds.sample(KEY, decoder(policy), x=x[1:2], record=lambda view: view.executed)
+        assert out.calls[1] == 0 and out.calls.max() == executed.max() <= 8
+        full, executed = ds.sample(KEY, decoder(policy), x=x[jnp.array([1, 1, 1])], record=executions)
         assert executed.max() == 0
-        np.testing.assert_array_equal(full.x, x[1:2])
+        np.testing.assert_array_equal(full.x, x[jnp.array([1, 1, 1])])
+
+
+def test_blocks_finish_one_after_another():
+    chain = exact.markov_chain([0.5, 0.3, 0.2], np.full((3, 3), 1 / 3), 6)
+    sampler = discrete.Decoder(chain.model(), OTHERS["blockwise"])
+    _, masked = ds.sample(KEY, sampler, (50, 6), record=lambda view: view.masked)
+    blocks = masked.reshape(-1, 50, 3, 2).any(axis=-1)
+    assert (blocks[..., 1] | ~blocks[..., 0]).all() and (blocks[..., 2] | ~blocks[..., 1]).all()
+    assert not masked[-1].any()
+
+
+def test_path_planning_masks_as_many_as_planned():
+    _, masked = ds.sample(KEY, decoder(OTHERS["path_planning"]), (20, 5), record=lambda view: view.masked)
+    planned = np.floor([[5.0], [3.75], [2.5], [1.25], [0.0]])
+    np.testing.assert_array_equal(masked.sum(axis=-1), np.broadcast_to(planned, (5, 20)))
+    moved = (masked[1:] & ~masked[:-1]).any()
+    assert moved  # some tokens were masked again
+    _, masked = ds.sample(KEY, decoder(discrete.path_planning(5, 4, eta=0.0)), (20, 5), record=lambda view: view.masked)
+    assert not (masked[1:] & ~masked[:-1]).any()
+
+
+def test_masks_are_binomial_whatever_is_masked_again():
+    # P(masked at level m) = m for every sigma, at every step; within 4.5 standard errors
+    n = 20000
+    for policy in (POLICIES["remask_at_most"], OTHERS["forward_backward"], discrete.remask_rescaled(LEVELS, 1.0)):
+        _, masked = ds.sample(KEY, decoder(policy), (n, 5), record=lambda view: view.masked)
+        counts = masked.sum(axis=-1)
+        for j, m in enumerate(LEVELS):
+            law = scipy.stats.binom.pmf(np.arange(6), 5, m)
+            found = np.bincount(counts[j], minlength=6) / n
+            np.testing.assert_array_less(np.abs(found - law), 4.5 * np.sqrt(law * (1 - law) / n) + 1e-12)
 
 
 def test_any_mask_id_and_any_order_of_ids():
@@ -148,6 +192,10 @@ def test_program_holds_no_logits_of_all_positions(name):
     )
     sizes = [np.prod([int(d) for d in shape.split(",")]) for shape in re.findall(r"f32\[([\d,]+)\]", text)]
     assert batch * 4 * vocab <= max(sizes) < batch * length * vocab / 4  # only those of the few revealed at once
+
+
+def executions(view: Any):
+    return view.executed
 
 
 def executed_calls(_, view: Any):

@@ -125,3 +125,94 @@ def test_prompts_leave_the_conditional_law():
     assert (law.x[:, [1, 4]] == [1, 0]).all() and law.calls == pytest.approx(3.0)
     given = chain.log_prob(jnp.asarray(prompt[None]))[0]
     assert law.total_variation(lambda x: chain.log_prob(x) - given) < 1e-12
+
+
+def test_choosing_by_the_law_is_exact_token_by_token():
+    for score in (discrete.confidence, discrete.margin, discrete.negative_entropy):
+        _, tv, _ = law_of(discrete.best_first(5, score))
+        assert tv < 1e-12
+    _, tv, _ = law_of(discrete.best_first(5, discrete.margin, temperature=0.1))
+    assert tv < 1e-12
+
+
+def test_choosing_groups_by_the_law():
+    for score, golden in (
+        (discrete.confidence, (0.332791, 0.336277)),
+        (discrete.margin, (0.332791, 0.336277)),
+        (discrete.negative_entropy, (0.322873, 0.307918)),
+    ):
+        _, *found = law_of(discrete.best_first(5, score, sizes=[2, 2, 1]))
+        np.testing.assert_allclose(found, golden, atol=1e-5)
+
+
+def test_choosing_by_the_sampled_token_is_biased_even_token_by_token():
+    golden = {
+        (1, 1, 1, 1, 1): (0.660987, 1.6641),
+        (2, 2, 1): (0.511813, 2.6826),
+        (3, 2): (0.408368, 3.9025),
+        (5,): (0.487429, 5.3676),
+    }
+    for sizes, wanted in golden.items():
+        law, tv, _ = law_of(discrete.low_confidence(5, sizes=sizes))
+        np.testing.assert_allclose((tv, law.entropy()), wanted, atol=5e-5)
+
+
+def test_threshold_and_entropy_bound():
+    for policy, golden, calls in (
+        (discrete.threshold(5, np.log(0.5)), (0.181214, 0.143407), 4.0820),
+        (discrete.entropy_bounded(5, 0.5), (0.0, 0.0), 5.0),
+        (discrete.entropy_bounded(5, 1.0), (0.257661, 0.219109), 3.4420),
+        (discrete.entropy_bounded(5, 2.0), (0.377536, 0.442666), 2.2400),
+    ):
+        law, *found = law_of(policy)
+        np.testing.assert_allclose(found, golden, atol=1e-5)
+        assert law.calls == pytest.approx(calls, abs=5e-5)
+
+
+def test_blocks_from_left_to_right_are_a_fixed_order():
+    _, tv, _ = law_of(discrete.blockwise(discrete.best_first(1), 5, 1))
+    assert tv < 1e-12
+    _, tv, kl = law_of(discrete.blockwise(discrete.low_confidence(5, updates=2), 5, 5))
+    _, *whole = law_of(discrete.low_confidence(5, updates=2))
+    np.testing.assert_allclose((tv, kl), whole, atol=1e-12)
+
+
+def test_remasking_at_eight_steps():
+    levels = discrete.levels(discrete.Polynomial(), 8)
+    for policy, golden in (
+        (discrete.remask_at_most(levels, 0.1), (0.07109, 0.01710)),
+        (discrete.remask_rescaled(levels, 0.5), (0.09094, 0.02698)),
+        (discrete.remask_at_most(levels, 0.0), ANCESTRAL[8]),
+    ):
+        _, *found = law_of(policy)
+        np.testing.assert_allclose(found, golden, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_remasking_and_flow_correctors_at_fine_steps():
+    levels = discrete.levels(discrete.Polynomial(), 32)
+    for policy, golden in (
+        (discrete.remask_at_most(levels, 0.1), (0.02885, 0.00318)),
+        (discrete.remask_at_most(levels, 0.02), (0.01772, 0.00117)),
+        (discrete.flow_corrector(levels, 15.0), (0.10794, 0.03903)),
+    ):
+        _, *found = law_of(policy)
+        np.testing.assert_allclose(found, golden, atol=1e-5)
+
+
+def test_uniform_gibbs_corrects_and_confident_gibbs_does_not():
+    policy = discrete.ancestral(discrete.levels(discrete.Polynomial(), 4))
+    _, *found = law_of(policy, corrector=discrete.Gibbs())
+    np.testing.assert_allclose(found, (0.03685, 0.00453), atol=1e-5)
+    _, *found = law_of(policy, corrector=discrete.Informed(1))
+    np.testing.assert_allclose(found, (0.12635, 0.05214), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_gibbs_steps_correct_more():
+    policy = discrete.ancestral(discrete.levels(discrete.Polynomial(), 4))
+    _, *found = law_of(policy, corrector=discrete.Gibbs(), corrections=2)
+    np.testing.assert_allclose(found, (0.01835, 0.00112), atol=1e-5)
+    fine = discrete.ancestral(discrete.levels(discrete.Polynomial(), 8))
+    _, *found = law_of(fine, corrector=discrete.Informed(1))
+    np.testing.assert_allclose(found, (0.17451, 0.10092), atol=1e-5)

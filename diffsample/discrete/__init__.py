@@ -6,12 +6,23 @@ A policy says which positions to reveal and when, a proposal what to draw, a cor
 """
 
 from diffsample.discrete.categorical import CoarseGumbel, gumbel_max, inverse_cdf
+from diffsample.discrete.correctors import Gibbs, Informed
 from diffsample.discrete.decoder import Context, Decoded, Decoder, DecoderView, Policy, Reveal, Selection
+from diffsample.discrete.drafted import blockwise, low_confidence, maskgit, path_planning
 from diffsample.discrete.draws import Draws, Keyed
 from diffsample.discrete.gridded import ancestral, asynchronous, euler, trapezoidal
 from diffsample.discrete.model import Laws, MaskedModel, from_logits
 from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first_hitting, given_order
 from diffsample.discrete.proposals import Extrapolated, Temperature, TopK, TopP, chain, greedy
+from diffsample.discrete.remasking import (
+    flow_corrector,
+    forward_backward,
+    remask_at_most,
+    remask_loop,
+    remask_rescaled,
+    remask_unsure,
+    remasking,
+)
 from diffsample.discrete.schedules import (
     Bounded,
     Cosine,
@@ -22,6 +33,7 @@ from diffsample.discrete.schedules import (
     Schedule,
     levels,
 )
+from diffsample.discrete.scored import best_first, confidence, entropy_bounded, margin, negative_entropy, threshold
 
 __all__ = [
     "Bounded",
@@ -34,6 +46,8 @@ __all__ = [
     "Draws",
     "Extrapolated",
     "Geometric",
+    "Gibbs",
+    "Informed",
     "Keyed",
     "Laws",
     "LogLinear",
@@ -49,17 +63,34 @@ __all__ = [
     "TopP",
     "ancestral",
     "asynchronous",
+    "best_first",
+    "blockwise",
     "chain",
+    "confidence",
     "cosine_sizes",
     "dyadic",
+    "entropy_bounded",
     "equal_sizes",
     "euler",
     "first_hitting",
+    "flow_corrector",
+    "forward_backward",
     "from_logits",
     "given_order",
     "greedy",
     "gumbel_max",
     "inverse_cdf",
     "levels",
+    "low_confidence",
+    "margin",
+    "maskgit",
+    "negative_entropy",
+    "path_planning",
+    "remask_at_most",
+    "remask_loop",
+    "remask_rescaled",
+    "remask_unsure",
+    "remasking",
+    "threshold",
     "trapezoidal",
 ]

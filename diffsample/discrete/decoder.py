@@ -32,6 +32,7 @@ class Place(NamedTuple):
     free: Array  # bool [B, L], positions that are not prompt or padding
     clock: Array  # [B] mask probability
     index: Array  # int32 scalar, number of the update, from 0
+    newest: Any = None  # the `Reveal` of the update before
 
 
 class Selection(NamedTuple):
@@ -120,11 +121,10 @@ class State(NamedTuple):
     fault: Array  # int32 [B], first position whose law was broken, -1 if none
     executed: Array  # int32 scalar, calls of the network made for the batch
     index: Array  # int32 scalar, updates done
-    cond: PyTree = None
 
     def future(self) -> PyTree:
-        """What decides the law of what follows, and the count of calls."""
-        return self.x, self.before, self.memory, self.calls, self.stale
+        """What decides the law of what follows, and whether it needs a call."""
+        return self.x, self.before, self.memory, self.stale
 
 
 class DecoderView(NamedTuple):
@@ -161,7 +161,7 @@ class Decoder:
         policy: which positions, when.
         proposal: `(log_p [B, k, vocab], Context) -> log_q`: temperature, top-p, extrapolation, guidance; None draws
             from the model. A pytree, so that its numbers are leaves.
-        corrector: redraws after every update, or None.
+        corrector: redraws after every update, or None. corrections: how often, a call each.
         categorical: how tokens are drawn, `inverse_cdf` or `gumbel_max`.
         chunk: positions whose logits exist at a time, for policies that read laws at all positions.
 
@@ -177,6 +177,7 @@ class Decoder:
     policy: Policy
     proposal: Any = None
     corrector: Any = None
+    corrections: int = static(default=1)
     categorical: Categorical = static(default=inverse_cdf)
     chunk: int = static(default=64)
 
@@ -198,7 +199,7 @@ class Decoder:
     def nfe(self) -> int:
         """The most network evaluations a sequence; `Decoded.calls` says how many it needed."""
         updates = len(jax.tree.leaves(self.policy.steps)[0])
-        return updates * self.model.evaluations * (1 if self.corrector is None else 2)
+        return updates * self.model.evaluations * (1 if self.corrector is None else 1 + self.corrections)
 
     @property
     def dtype(self) -> Any:
@@ -231,7 +232,7 @@ class Decoder:
         reveal = Reveal(empty, empty > 0, empty, logs, logs)
         outside = (x < 0) | (x > max(self.model.vocab - 1, self.model.mask_id))
         return State(x, masked, features, features if self._looks_back else (), memory, clock, jnp.ones(batch, bool),
-                     reveal, zero, zero, _first(outside, zero - 1), jnp.int32(0), jnp.int32(-1), cond)  # fmt: skip
+                     reveal, zero, zero, _first(outside, zero - 1), jnp.int32(0), jnp.int32(-1))  # fmt: skip
 
     def step(self, keys: Array | Draws, state: State, step: PyTree, cond: PyTree) -> State:
         """One update, then one call; with a corrector, its redraw and another call."""
@@ -239,10 +240,12 @@ class Decoder:
         state = self._call(self._update(draws, state, row, active, cond), cond)
         if self.corrector is None:
             return state
-        laws = Laws(self.model, state.features, state.x, self.chunk)
-        x = self.corrector(draws.at(FIX), laws, self._place(state, active))
-        changed = jnp.any(x != state.x, axis=1)
-        return self._call(state._replace(x=x, stale=state.stale | changed), cond)
+        for i in range(self.corrections):
+            laws = Laws(self.model, state.features, state.x, self.chunk)
+            x = self.corrector(draws.at(FIX).at(i), laws, self._place(state, active))
+            changed = jnp.any(x != state.x, axis=1)
+            state = self._call(state._replace(x=x, stale=state.stale | changed), cond)
+        return state
 
     def finish(self, keys: Array | Draws, state: State, cond: PyTree) -> Decoded:
         """The tokens; a mask that is left is a fault at its position."""
@@ -270,13 +273,18 @@ class Decoder:
     def _looks_back(self) -> bool:
         return getattr(self.proposal, "looks_back", False)
 
+    def settled(self, state: State) -> bool:
+        """Whether no row can change a concrete state any more."""
+        again = self.corrector is not None or getattr(self.policy, "remask", None) is not None
+        return not again and not bool(jnp.any(state.x == self.model.mask_id))
+
     def _finished(self, state: State) -> Array:
         return (state.index >= 0) & ~jnp.any(state.x == self.model.mask_id)
 
     def _place(self, state: State, active: Array) -> Place:
         """In row 0 nothing is eligible."""
         masked = (state.x == self.model.mask_id) & active
-        return Place(masked, state.free & active, state.clock, state.index)
+        return Place(masked, state.free & active, state.clock, state.index, state.reveal)
 
     def _update(self, draws: Draws, state: State, row: PyTree, active: Array, cond: PyTree) -> State:
         state = state._replace(index=state.index + 1)

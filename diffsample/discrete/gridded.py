@@ -121,7 +121,7 @@ def ancestral(levels: Any) -> Grid:
     [0.5, 1.0]
     """
     m = check_levels(levels)
-    return _grid(_rho(m), None, m)
+    return as_grid(_rho(m), None, m)
 
 
 def euler(schedule: Schedule, times: Any) -> Grid:
@@ -153,7 +153,7 @@ def euler(schedule: Schedule, times: Any) -> Grid:
     rho[-1] = 1.0
     m = 1.0 - np.asarray(schedule.alpha(t), np.float64)
     m[-1] = 0.0
-    return _grid(rho, None, m)
+    return as_grid(rho, None, m)
 
 
 def trapezoidal(levels: Any, theta: float = 0.5) -> Grid:
@@ -184,7 +184,7 @@ def trapezoidal(levels: Any, theta: float = 0.5) -> Grid:
     a1 = 1 / (2 * theta * (1 - theta))
     later, sooner = a1 / between, (a1 - 1) / m[:-1]
     weight = sooner / (later - sooner)  # max(later c_r - sooner c_m, 0) is c_r + weight (c_r - c_m), up to its scale
-    return _grid(_rho(fine), None, fine, np.stack([np.zeros_like(weight), weight], axis=1).ravel())
+    return as_grid(_rho(fine), None, fine, np.stack([np.zeros_like(weight), weight], axis=1).ravel())
 
 
 def asynchronous(levels: Any, length: int, *, most: int | None = None) -> Asynchronous:
@@ -216,7 +216,7 @@ def _rho(m: np.ndarray) -> np.ndarray:
     return np.where(m[:-1] > 0, -np.diff(m) / np.where(m[:-1] > 0, m[:-1], 1.0), 1.0)
 
 
-def _grid(rho: np.ndarray, remask: np.ndarray | None, m: np.ndarray, weight: np.ndarray | None = None) -> Grid:
+def as_grid(rho: np.ndarray, remask: np.ndarray | None, m: np.ndarray, weight: np.ndarray | None = None) -> Grid:
     """The policy, its numbers in JAX's default float."""
     numbers = Grid(rho, remask, m[1:], m[0], weight)  # pyright: ignore[reportArgumentType]
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), numbers)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Policy, Selection
+from diffsample.discrete.decoder import Place, Policy, Selection, as_leaves
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.struct import pytree, static
@@ -124,14 +124,14 @@ class GivenOrder(Policy):
         return self.most
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
-        return (), _share(place.masked)
+        return (), masked_share(place.masked)
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         if self.groups.shape[0] != place.masked.shape[1]:
             raise ValueError(f"the order is of {self.groups.shape[0]} positions, the sequence has "
                              f"{place.masked.shape[1]}")  # fmt: skip
         reveal = place.masked & (self.groups <= row)[None, :]
-        return Selection(reveal, _share(place.masked & ~reveal)), memory
+        return Selection(reveal, masked_share(place.masked & ~reveal)), memory
 
 
 def first_hitting(
@@ -157,21 +157,8 @@ def first_hitting(
     >>> first_hitting(5, sizes=[1, 2, 2]).width(5)
     2
     """
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"length={length!r} must be the number of positions")
-    if sizes is not None and not callable(sizes):
-        table = np.asarray(sizes, np.int32)
-        if table.ndim != 1 or (table < 1).any() or table.sum() != length or updates not in (None, len(table)):
-            raise ValueError(f"sizes={list(sizes)} must be positive and sum to length={length}, one an update")
-        updates, rule = len(table), GivenSizes(jnp.asarray(table))
-    else:
-        updates, rule = length if updates is None else updates, sizes or equal_sizes
-    if not 1 <= updates <= length:
-        raise ValueError(f"updates={updates} must lie in 1 .. length={length}")
-    rule = rule if isinstance(rule, GivenSizes) else jax.tree_util.Partial(rule)
-    return FirstHitting(
-        jnp.arange(updates, dtype=jnp.int32), rule, jnp.float32(overshoot), _largest(rule, length, updates)
-    )
+    rule, count, most = planned_sizes(length, updates, sizes)
+    return FirstHitting(jnp.arange(count, dtype=jnp.int32), rule, jnp.asarray(overshoot, float), most)
 
 
 def given_order(groups: Sequence[int]) -> GivenOrder:
@@ -214,6 +201,23 @@ def dyadic(length: int) -> GivenOrder:
     return given_order(groups.tolist())
 
 
+def planned_sizes(length: int, updates: int | None, sizes: Sequence[int] | Sizes | None) -> tuple[Any, int, int]:
+    """(rule as a pytree, number of updates, largest group) from what a user may give."""
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"length={length!r} must be the number of positions")
+    if sizes is not None and not callable(sizes):
+        table = np.asarray(sizes, np.int32)
+        if table.ndim != 1 or (table < 1).any() or table.sum() != length or updates not in (None, len(table)):
+            raise ValueError(f"sizes={list(sizes)} must be positive and sum to length={length}, one an update")
+        updates, rule = len(table), GivenSizes(jnp.asarray(table))
+    else:
+        updates, rule = length if updates is None else updates, sizes or equal_sizes
+    if not 1 <= updates <= length:
+        raise ValueError(f"updates={updates} must lie in 1 .. length={length}")
+    rule = as_leaves(rule)
+    return rule, updates, _largest(rule, length, updates)
+
+
 def _largest(rule: Any, length: int, updates: int) -> int:
     """The largest group of any update, over all numbers of masked positions."""
     count = jnp.arange(length + 1, dtype=jnp.int32)
@@ -224,6 +228,6 @@ def _largest(rule: Any, length: int, updates: int) -> int:
     return max(1, int(np.diff(after, axis=0).max()))
 
 
-def _share(masked: Array) -> Array:
+def masked_share(masked: Array) -> Array:
     """The masked share of each sequence, the natural clock where none was drawn; [B]."""
     return jnp.mean(masked, axis=1, dtype=jnp.float32)

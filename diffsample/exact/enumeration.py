@@ -64,20 +64,18 @@ def output_law(
     (0.0, 2.0)
     """
     start = jnp.asarray(np.asarray(x, np.int32)[None])
-    weights, steps = np.ones(1), jax.tree.map(np.asarray, sampler.steps)
+    steps = jax.tree.map(np.asarray, sampler.steps)
     every = _Replay(cond, rows, limit)
-    state, weights = every.play(_init, sampler, start, weights, None)
+    state, weights = every.play(_init, sampler, start, np.array([[1.0, 0.0]]), None)
     for j in range(len(jax.tree.leaves(steps)[0])):
         row = jax.tree.map(lambda leaf, j=j: leaf[j], steps)
         state, weights = every.play(_step, sampler, state, weights, row)
-        state, weights = _merge(state, weights, state.future())
-        if j and not (np.asarray(state.x) == sampler.model.mask_id).any() and sampler.corrector is None:
-            if getattr(sampler.policy, "remask", None) is None:
-                break
-    out = jax.tree.map(np.asarray, _finish(sampler, state))
-    calls = float(np.sum(weights * np.asarray(out.calls)))
-    sequences, index = np.unique(np.asarray(out.x), axis=0, return_inverse=True)
-    return OutputLaw(sequences, np.bincount(index.ravel(), weights), calls)
+        weights[:, 1] += weights[:, 0] * np.asarray(state.calls)
+        state, weights = _merge(state._replace(calls=np.zeros_like(state.calls)), weights)
+        if j and sampler.settled(state):
+            break
+    sequences, index = np.unique(np.asarray(state.x), axis=0, return_inverse=True)
+    return OutputLaw(sequences, np.bincount(index.ravel(), weights[:, 0]), float(weights[:, 1].sum()))
 
 
 class Site(NamedTuple):
@@ -147,11 +145,6 @@ def _replay(function: Any, sampler: Any, answers: tuple, state: PyTree, row: PyT
         return stop.site, None
 
 
-@jax.jit
-def _finish(sampler: Any, state: PyTree) -> PyTree:
-    return sampler.finish(Script(()), state, None)
-
-
 class _Replay:
     """Plays one function over all outcomes of its questions."""
 
@@ -159,7 +152,7 @@ class _Replay:
         self.cond, self.rows, self.limit = cond, rows, limit
 
     def play(self, function: Any, sampler: Any, state: PyTree, weights: np.ndarray, row: PyTree) -> tuple:
-        """(new state, weights): the batch is every outcome of positive probability, unpadded."""
+        """(new state, weights [n, 2]: probability, and probability times calls); rows are all possible outcomes."""
         answers: tuple[np.ndarray, ...] = ()
         while True:
             batch = len(weights)
@@ -172,7 +165,7 @@ class _Replay:
                 return take(new, np.arange(batch), size), weights
             cut = take(site, np.arange(batch), size)
             parent, outcome, p = _orders(cut.order) if cut.order is not None else _products(cut.p, self.limit)
-            state, weights = take(state, parent, batch), weights[parent] * p
+            state, weights = take(state, parent, batch), weights[parent] * p[:, None]
             answers = (*(a[parent] for a in answers), outcome)
 
     def _padded(self, n: int) -> int:
@@ -208,12 +201,13 @@ def _products(p: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def _orders(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, ranks, probability) of all orders drawn without replacement with these weights."""
-    w = np.exp(log_w.astype(np.float64))
-    length = w.shape[1]
-    parent, weight = np.arange(len(w)), np.ones(len(w))
-    ranks = np.full(w.shape, length, np.int32)
+    log_w, length = log_w.astype(np.float64), log_w.shape[1]
+    parent, weight = np.arange(len(log_w)), np.ones(len(log_w))
+    ranks = np.full(log_w.shape, length, np.int32)
     for turn in range(length):
-        left = np.where(ranks == length, w[parent], 0.0)
+        open_w = np.where(ranks == length, log_w[parent], -np.inf)
+        largest = open_w.max(axis=1, keepdims=True)
+        left = np.exp(open_w - np.where(largest > -np.inf, largest, 0.0))
         total = left.sum(axis=1, keepdims=True)
         idle = np.zeros_like(left)
         idle[:, 0] = 1.0  # nothing left to draw: one outcome
@@ -225,10 +219,11 @@ def _orders(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return parent, ranks, weight
 
 
-def _merge(state: PyTree, weights: np.ndarray, future: PyTree) -> tuple[PyTree, np.ndarray]:
+def _merge(state: PyTree, weights: np.ndarray) -> tuple[PyTree, np.ndarray]:
     """Equal futures as one row of their total weight."""
     n = len(weights)
-    columns = [np.asarray(leaf).reshape(n, -1) for leaf in jax.tree.leaves(future) if np.ndim(leaf)]
+    columns = [np.asarray(leaf).reshape(n, -1) for leaf in jax.tree.leaves(state.future())]
     key = np.concatenate([np.round(c.astype(np.float64), 9) for c in columns], axis=1)
     _, first, index = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    return take(state, first, n), np.bincount(index.ravel(), weights)
+    total = np.stack([np.bincount(index.ravel(), column) for column in weights.T], axis=1)
+    return take(state, first, n), total
