@@ -150,7 +150,7 @@ class FeynmanKac:
     def _resample(self, keys: Array, state: ParticleState, step: ParticleRow, cond: PyTree) -> ParticleState:
         """Where the policy says so and the coming move draws noise: new ancestors, everything they carry, weights."""
         groups, k = state.log_w.shape
-        carried, view = Carried(state.inner, state.memory), self.sampler.view(state.inner)
+        carried, view = Carried(state.inner, state.memory), self._seen(state.inner, cond)
         belongs = self._per_particle(keys, view.x, cond)
         wanted = jax.vmap(self.policy, (0, None))(state.log_w, step.number)
         do = wanted & (step.draws & (step.number > 0))
