@@ -18,7 +18,7 @@ from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
 from diffsample.discrete.draws import FIX, WHAT, WHEN, Categorical, Draws, as_draws
-from diffsample.discrete.model import Laws, MaskedModel, broken, gather
+from diffsample.discrete.model import Laws, broken, gather
 from diffsample.process import Level
 from diffsample.struct import pytree, static
 
@@ -78,7 +78,7 @@ class Reveal(NamedTuple):
     valid: Array  # bool [B, k], the slots that are used
     tokens: Array  # int32 [B, k]
     log_p: Array  # [B, k], log-probability of the token under the model
-    log_q: Array  # [B, k], and under the proposal that drew it
+    log_q: Array  # [B, k], and under the proposal that drew it; NaN where the policy drew it, by a law of its own
 
 
 class Context(NamedTuple):
@@ -140,6 +140,7 @@ class DecoderView(NamedTuple):
     executed: Array  # int32 scalar
     index: Array  # int32 scalar
     fresh: Array  # bool scalar, always true here
+    cond: PyTree = None  # the run's condition, for potentials; recorders see None
 
 
 class Decoded(NamedTuple):
@@ -173,7 +174,7 @@ class Decoder:
     ((2, 5), [5, 5])
     """
 
-    model: MaskedModel
+    model: Any
     policy: Policy
     proposal: Any = None
     corrector: Any = None
@@ -328,6 +329,8 @@ class Decoder:
             context = Context(state.x, positions, valid, before, count, state.count, chosen.weight, cond)
             log_q = self.proposal(log_p, context)
         tokens = draws.tokens(log_q, valid) if chosen.tokens is None else gather(chosen.tokens, positions)
+        if chosen.tokens is not None:
+            log_q = jnp.full_like(log_p, jnp.nan)  # its positions may depend on its tokens: no weight is exact
         logs = (jnp.where(valid, of_token(log, tokens), 0.0) for log in (log_p, log_q))
         return Reveal(positions, valid, jnp.where(valid, tokens, 0), *logs), bad
 

@@ -26,6 +26,8 @@ from diffsample.smc.importance import (
     density_controls,
     importance_sampling,
 )
+from diffsample.smc.jump_rates import Jumps, corrected_jumps, kernel_ratio, tempered_unmasking_jumps, unmasking_jumps
+from diffsample.smc.jump_sampler import Growth, jump_process, neighbour_gains
 from diffsample.smc.jumping import birth_death
 from diffsample.smc.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
@@ -40,6 +42,9 @@ from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
 from diffsample.smc.starting import Started, started
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
+from diffsample.smc.token_energy import energy_pick, joint_energy
+from diffsample.smc.token_experts import token_guidance, token_product
+from diffsample.smc.token_potentials import MaskTempering, TokenWeights, token_weights, x0_reward
 from diffsample.smc.variance import Variances, variances
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size
@@ -58,7 +63,10 @@ __all__ = [
     "GaussianMixture",
     "GaussianModel",
     "Generation",
+    "Growth",
     "InChunks",
+    "Jumps",
+    "MaskTempering",
     "Paris",
     "Particles",
     "Path",
@@ -71,6 +79,7 @@ __all__ = [
     "StepwiseReward",
     "Sweep",
     "Tempered",
+    "TokenWeights",
     "Transition",
     "Variances",
     "adaptive_importance_sampling",
@@ -89,9 +98,11 @@ __all__ = [
     "conditional_systematic",
     "conditioned",
     "corrected",
+    "corrected_jumps",
     "corrector",
     "density_controls",
     "diffusion_paths",
+    "energy_pick",
     "ess",
     "euler_corrector",
     "every",
@@ -105,7 +116,10 @@ __all__ = [
     "in_chunks",
     "in_place",
     "island",
+    "joint_energy",
+    "jump_process",
     "kernel_corrector",
+    "kernel_ratio",
     "killing",
     "local",
     "log_conditional_effective_size",
@@ -113,6 +127,7 @@ __all__ = [
     "metropolis",
     "metropolis_steps",
     "multinomial",
+    "neighbour_gains",
     "never",
     "next_increment",
     "normaliser",
@@ -141,9 +156,15 @@ __all__ = [
     "stop_gradient",
     "stratified",
     "systematic",
+    "tempered_unmasking_jumps",
+    "token_guidance",
+    "token_product",
+    "token_weights",
     "transport",
+    "unmasking_jumps",
     "variances",
     "weight_window",
     "weighted_mean",
     "window",
+    "x0_reward",
 ]

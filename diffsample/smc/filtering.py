@@ -71,6 +71,11 @@ class FeynmanKac:
         return self.sampler.nfe
 
     @property
+    def dtype(self) -> Any:
+        """That of the sampler's states."""
+        return getattr(self.sampler, "dtype", jnp.float32)
+
+    @property
     def steps(self) -> ParticleRow:
         inner = self.sampler.steps
         n = jax.tree.leaves(inner)[0].shape[0]
@@ -107,11 +112,12 @@ class FeynmanKac:
         return self._weighed(state._replace(inner=inner, memory=memory), log_g, step.number)
 
     def finish(self, keys: Array, state: ParticleState, cond: PyTree) -> Particles:
-        x = self.sampler.finish(keys, state.inner, cond)
+        out = self.sampler.finish(keys, state.inner, cond)
+        x, inner = (out.x, out) if hasattr(out, "_fields") else (out, None)
         closing = Closing(self._seen(state.inner, cond), x, lambda: self._kernel(state.inner, None))
         last = state.diagnostics.ess.shape[1] - 1
         state = self._weighed(state, self.potential.finish(closing, state.memory), jnp.int32(last))
-        return Particles(x, state.log_w, state.log_z, state.diagnostics)
+        return Particles(x, state.log_w, state.log_z, state.diagnostics, inner)
 
     def view(self, state: ParticleState) -> View:
         """That of the sampler."""
@@ -123,6 +129,8 @@ class FeynmanKac:
 
     def verify(self, out: Particles) -> None:
         """Raise FloatingPointError where a potential was NaN or a group died, naming the row and the group."""
+        if out.inner is not None and hasattr(self.sampler, "verify"):
+            self.sampler.verify(out.inner)
         refuse_invalid(out)
 
     def _kernel(self, inner: PyTree, row: PyTree) -> Kernel:

@@ -31,6 +31,7 @@ class Particles(NamedTuple):
     log_w: Array  # [G, K], not normalised
     log_z: Array  # [G] estimate of the log-normaliser; exp(log_z) is unbiased
     diagnostics: Diagnostics
+    inner: PyTree = None  # what the sampler returns, where that is more than x (a decoder's calls and faults)
 
     @property
     def grouped(self) -> Array:
