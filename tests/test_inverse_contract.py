@@ -48,10 +48,12 @@ def test_rule_runs_under_every_kind_of_solver_and_its_numbers_are_leaves(name):
 
 
 @pytest.mark.parametrize("name", INVERSE)
-def test_sample_is_the_same_in_a_batch_and_alone(name):
-    """Norms, solves and draws are per sample: a rule that reduces over the batch fails here."""
-    alone = run(name, y=MANY[2:3], weight=WEIGHTS[2:3], first=2)
-    np.testing.assert_allclose(alone[0], run(name)[2], rtol=2e-5, atol=2e-5)
+def test_samples_do_not_depend_on_each_other(name):
+    """Norms, solves and draws are per sample: change y and weight of the others, and nothing changes, bit for bit."""
+    others = jnp.array([1.0, 1.0, 0.0, 1.0])
+    changed = run(name, y=MANY + 0.3 * others[:, None] * Y[None], weight=WEIGHTS + 0.1 * others)
+    np.testing.assert_array_equal(changed[2], run(name)[2])
+    assert not np.allclose(changed[1], run(name)[1], atol=1e-4)
 
 
 @jax.custom_vjp
