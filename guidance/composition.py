@@ -99,7 +99,7 @@ def during(guided: Denoiser, plain: Denoiser, low: Any, high: Any, *, whole_step
     Raises:
         ValueError: an empty or negative interval.
 
-    Reference: Kynkaanniemi et al. 2024, arXiv 2404.07724, eq. 5.
+    Reference: Kynkaanniemi et al. 2024, arXiv 2404.07724.
 
     >>> import diffsample as ds
     >>> law = ds.exact.Gaussian(0.0, 1.0)

@@ -4,7 +4,6 @@ A schedule is a callable of the `Level` of a call whose numbers are leaves, so t
 the two here, over rho = sigma / alpha, or `jax.tree_util.Partial(function, numbers)`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
+from numpy.typing import ArrayLike
 
 from diffsample.denoiser import expand
 from diffsample.process import Level
@@ -74,7 +74,7 @@ class PiecewiseConstant:
         return jnp.asarray(self.values)[jnp.searchsorted(jnp.asarray(self.edges), rho, side="left")]
 
 
-def piecewise_linear(rho: Sequence[float], values: Sequence[float]) -> PiecewiseLinear:
+def piecewise_linear(rho: ArrayLike, values: ArrayLike) -> PiecewiseLinear:
     """A schedule linear in log(sigma / alpha) between knots, constant beyond the first and the last.
 
     Args:
@@ -92,7 +92,7 @@ def piecewise_linear(rho: Sequence[float], values: Sequence[float]) -> Piecewise
     return PiecewiseLinear(rho, values) if not is_concrete((rho, values)) else PiecewiseLinear(*_floats(rho, values))
 
 
-def piecewise_constant(edges: Sequence[float], values: Sequence[float]) -> PiecewiseConstant:
+def piecewise_constant(edges: ArrayLike, values: ArrayLike) -> PiecewiseConstant:
     """A schedule constant on intervals: values[i] where edges[i - 1] < sigma / alpha <= edges[i].
 
     Args:

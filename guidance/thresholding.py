@@ -15,11 +15,12 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.schedules import known, scheduled, value_at
 from diffsample.guidance.spaces import shift_x0
-from diffsample.process import Level, Process
+from diffsample.guidance.wrapping import Wrapper
+from diffsample.process import Level
 from diffsample.struct import pytree, static
 
 
-class Limited(Denoiser, Protocol):
+class Limited(Wrapper, Protocol):
     """A denoiser whose x0 is changed elementwise or per sample by `limit`."""
 
     denoiser: Denoiser
@@ -30,26 +31,9 @@ class Limited(Denoiser, Protocol):
         ...
 
     @property
-    def evaluations(self) -> int:
-        """Those of the denoiser."""
-        return self.denoiser.evaluations
-
-    @property
-    def vjps(self) -> int:
-        """Those of the denoiser."""
-        return self.denoiser.vjps
-
-    @property
     def coupled(self) -> bool:
         """Whether x = alpha x0 + sigma eps still holds: never where eps is kept."""
         return self.denoiser.coupled and not self.keep_eps
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        """What the denoiser refuses."""
-        self.denoiser.check(process, levels)
-
-    def init(self, x: Array) -> PyTree:
-        return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         prediction, state = self.denoiser(x, at, cond, state)

@@ -1,11 +1,11 @@
 """The shared table of methods: one row a solver or guidance rule, and every contract test runs over all rows.
 
 Solvers are the rows of `diffsample.catalogue`: name -> function (process, grid) -> Tableau; `OTHER` changes a
-hyperparameter at equal shapes. A guidance rule's row is a function (denoiser, scale) -> denoiser, null condition 2.
+hyperparameter at equal shapes. A guidance rule's row is a `Rule`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +79,43 @@ OTHER = {
     "dpmpp_sde": solvers.seeds2,
     "seeds2(c2=0.3)": lambda p, g: solvers.seeds2(p, g, c2=0.4),
 }
+
+
+class Rule(NamedTuple):
+    """A guidance rule's row: what it is, and what it promises (test_guidance_laws.py)."""
+
+    build: Callable[[Any, Any], Any]  # (denoiser, number) -> denoiser; the null condition is 2
+    cost: int  # network evaluations a call
+    coupled: bool = True  # whether x = alpha x0 + sigma eps
+    neutral: float | None = 1.0  # the number at which it is the conditional model, bit for bit
+
+
+def worse(denoiser: Any) -> Any:
+    """Another model of one evaluation."""
+    return guidance.clip(denoiser, -0.2, 0.2)
+
+
 GUIDANCE = {
-    "cfg": lambda d, scale: guidance.cfg(d, 2, scale),
-    "cfg-sequential": lambda d, scale: guidance.cfg(d, 2, scale, batched=False),
-    "apg": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5),
-    "apg-sequential": lambda d, scale: guidance.apg(d, 2, scale, radius=0.7, momentum=-0.5, batched=False),
+    "cfg": Rule(lambda d, s: guidance.cfg(d, 2, s), 2),
+    "cfg-sequential": Rule(lambda d, s: guidance.cfg(d, 2, s, batched=False), 2),
+    "apg": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.7, momentum=-0.5), 2),
+    "apg-sequential": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.7, momentum=-0.5, batched=False), 2),
+    "apg-axes-rms": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.1, axes=(1,), rms=True, eta=0.3), 2),
+    "autoguidance": Rule(lambda d, s: guidance.autoguidance(d, worse(d), s), 2),
+    "cfg_pp": Rule(lambda d, s: guidance.cfg_pp(d, 2, s), 2, coupled=False, neutral=None),
+    "cfg_zero": Rule(lambda d, s: guidance.cfg_zero(d, 2, s, zero_steps=0), 2),
+    "clip": Rule(lambda d, s: guidance.clip(d, -s, s), 1, neutral=1e3),
+    "clip-keeps-eps": Rule(lambda d, s: guidance.clip(d, -0.1 * s, 0.1 * s, keep_eps=True), 1, False, 1e4),
+    "composable": Rule(lambda d, s: guidance.composable(d, 2, 1.0, [0, 1], [s, -s]), 4, neutral=0.0),
+    "composable-sequential": Rule(lambda d, s: guidance.composable(d, 2, s, [1], [0.0], batched=False), 3),
+    "during": Rule(lambda d, s: guidance.during(guidance.cfg(d, 2, s), d, 0.1, 9.0), 2),
+    "dynamic_threshold": Rule(lambda d, s: guidance.dynamic_threshold(d, 0.9, bound=0.1 * s), 1, neutral=1e4),
+    "fdg": Rule(lambda d, s: guidance.fdg(d, 2, [s, s], parallel=[0.5, 0.0]), 2),
+    "mambo_g": Rule(lambda d, s: guidance.mambo_g(d, 2, s, 0.5), 2),
+    "perturbed": Rule(lambda d, s: guidance.perturbed(d, worse(d), 2, s, 0.0), 3),
+    "rescale": Rule(lambda d, s: guidance.rescale(d, 2, s), 2),
+    "rescale-x0": Rule(lambda d, s: guidance.rescale(d, 2, s, space=guidance.DATA), 2),
+    "tcfg": Rule(lambda d, s: guidance.tcfg(d, 2, s, space=guidance.NOISE), 2),
 }
 
 SEEN = guidance.operators.mask([1.0, 0.0, 1.0])  # what the rows of INVERSE measure of states [B, 3]
