@@ -241,9 +241,8 @@ def test_colourisation_keeps_the_gray_and_replaces_it_in_turned_channels():
     y = jnp.full((1, 1, 1), 0.6)
     law = ds.exact.Gaussian(np.zeros(shape), np.ones(shape))
     rule = guidance.replacement(law, gray, y)
-    out = ds.sample(
-        jax.random.key(0), solvers.linear(rule, solvers.ddpm(VE, ds.times.karras(VE, 60))), (20_000, *shape)
-    )
+    table = solvers.ddpm(VE, ds.times.karras(VE, 60))
+    out = ds.sample(jax.random.key(0), solvers.linear(rule, table), (20_000, *shape))
     np.testing.assert_allclose(out.mean(axis=(1, 2, 3)), 0.6, atol=1e-5)
     cov = np.cov(np.asarray(out).reshape(-1, 3).T)
     left = ds.exact.output_moments(table, ds.exact.Moments(0.0, 1.0), ds.exact.Moments(0.0, 80.0**2)).variance
