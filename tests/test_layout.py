@@ -29,6 +29,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.running",
     "diffsample.sampler_catalogue",
     "diffsample.training",
+    "diffsample.training_tokens",
 )
 
 

@@ -5,16 +5,28 @@ A policy says which positions to reveal and when, a proposal what to draw, a cor
 `Decoder(model, policy, proposal, corrector)` is a sampler that `diffsample.sample` runs over x int32 [B, L].
 """
 
+from diffsample.discrete.any_subset import Speculative, speculative
 from diffsample.discrete.categorical import CoarseGumbel, gumbel_max, inverse_cdf
 from diffsample.discrete.correctors import Gibbs, Informed
 from diffsample.discrete.decoder import Context, Decoded, Decoder, DecoderView, Policy, Reveal, Selection
 from diffsample.discrete.drafted import blockwise, low_confidence, maskgit, path_planning
+from diffsample.discrete.drafting import AcceptanceStop, EntropyStop, KSeq, acceptance, k_seq, residual, select_draft
 from diffsample.discrete.draws import Draws, Keyed
 from diffsample.discrete.gridded import ancestral, asynchronous, euler, trapezoidal
+from diffsample.discrete.likelihood import (
+    any_order_bound,
+    cross_entropy,
+    exact_bound,
+    importance_weighted_bound,
+    log_likelihood,
+    masked_loss,
+    score_entropy,
+    set_weights,
+)
 from diffsample.discrete.model import Laws, MaskedModel, from_logits
 from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first_hitting, given_order
 from diffsample.discrete.proposals import Extrapolated, Temperature, TopK, TopP, chain, greedy
-from diffsample.discrete.remasking import (
+from diffsample.discrete.remdm import (
     flow_corrector,
     forward_backward,
     remask_at_most,
@@ -36,6 +48,7 @@ from diffsample.discrete.schedules import (
 from diffsample.discrete.scored import best_first, confidence, entropy_bounded, margin, negative_entropy, threshold
 
 __all__ = [
+    "AcceptanceStop",
     "Bounded",
     "CoarseGumbel",
     "Context",
@@ -44,10 +57,12 @@ __all__ = [
     "Decoder",
     "DecoderView",
     "Draws",
+    "EntropyStop",
     "Extrapolated",
     "Geometric",
     "Gibbs",
     "Informed",
+    "KSeq",
     "Keyed",
     "Laws",
     "LogLinear",
@@ -58,20 +73,25 @@ __all__ = [
     "ReverseCosine",
     "Schedule",
     "Selection",
+    "Speculative",
     "Temperature",
     "TopK",
     "TopP",
+    "acceptance",
     "ancestral",
+    "any_order_bound",
     "asynchronous",
     "best_first",
     "blockwise",
     "chain",
     "confidence",
     "cosine_sizes",
+    "cross_entropy",
     "dyadic",
     "entropy_bounded",
     "equal_sizes",
     "euler",
+    "exact_bound",
     "first_hitting",
     "flow_corrector",
     "forward_backward",
@@ -79,10 +99,14 @@ __all__ = [
     "given_order",
     "greedy",
     "gumbel_max",
+    "importance_weighted_bound",
     "inverse_cdf",
+    "k_seq",
     "levels",
+    "log_likelihood",
     "low_confidence",
     "margin",
+    "masked_loss",
     "maskgit",
     "negative_entropy",
     "path_planning",
@@ -91,6 +115,11 @@ __all__ = [
     "remask_rescaled",
     "remask_unsure",
     "remasking",
+    "residual",
+    "score_entropy",
+    "select_draft",
+    "set_weights",
+    "speculative",
     "threshold",
     "trapezoidal",
 ]

@@ -260,15 +260,7 @@ class Decoder:
 
     def verify(self, out: Decoded) -> None:
         """Raise where the model gave no law, an id was out of range, or a mask is left."""
-        faults = np.asarray(out.fault)
-        if (faults >= 0).any():
-            sample = int(np.flatnonzero(faults >= 0)[0])
-            at = int(faults[sample])
-            raise FloatingPointError(
-                f"sequence {sample} went wrong at position {at} (token {int(out.x[sample, at])}), as did "
-                f"{int((faults >= 0).sum())} of {len(faults)}: the model gave NaN logits or no possible token, an id "
-                f"of x was outside 0 .. {self.model.vocab - 1}, or a mask was left"
-            )
+        refuse_faults(self.model, out.x, out.fault)
 
     @property
     def _looks_back(self) -> bool:
@@ -347,6 +339,19 @@ class Decoder:
             stale=state.stale & ~need,
             calls=state.calls + need * jnp.int32(self.model.evaluations),
             executed=state.executed + execute,
+        )
+
+
+def refuse_faults(model: MaskedModel, x: Array, fault: Array) -> None:
+    """Raise FloatingPointError where a sequence went wrong, naming the first and its position."""
+    faults = np.asarray(fault)
+    if (faults >= 0).any():
+        sample = int(np.flatnonzero(faults >= 0)[0])
+        at = int(faults[sample])
+        raise FloatingPointError(
+            f"sequence {sample} went wrong at position {at} (token {int(x[sample, at])}), as did "
+            f"{int((faults >= 0).sum())} of {len(faults)}: the model gave NaN logits or no possible token, an id "
+            f"of x was outside 0 .. {model.vocab - 1}, or a mask was left"
         )
 
 
