@@ -18,7 +18,7 @@ from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
 from diffsample.discrete.draws import FIX, WHAT, WHEN, Categorical, Draws, as_draws
-from diffsample.discrete.model import Laws, broken, gather
+from diffsample.discrete.model import Laws, MaskedModel, broken, gather
 from diffsample.process import Level
 from diffsample.struct import pytree, static
 
