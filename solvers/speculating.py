@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.coupling import reflection_coupling
+from diffsample.coupling import Coupled, reflection_coupling
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, eps_from_x0, expand
 from diffsample.process import Level
 from diffsample.sampler import View, fold, normal
@@ -49,7 +49,7 @@ class Window(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """What a round found for each step of its window; leaves [L * B, ...]."""
+    """What a round found for each step of its window; leaves [L, B, ...]."""
 
     x: Array  # the state after the step
     called: Array  # the state before it
@@ -110,17 +110,20 @@ class Speculative:
                     jnp.asarray(rows.std)[row], at.index, at.stage, state.fresh)  # fmt: skip
 
     def _round(self, state: SpeculativeState, cond: PyTree) -> SpeculativeState:
-        n, L = self.sampler.tableau.rows, self.window
-        rows = state.done[None, :] + jnp.arange(L, dtype=jnp.int32)[:, None]  # [L, B]
+        n = self.sampler.tableau.rows
+        rows = state.done[None, :] + jnp.arange(self.window, dtype=jnp.int32)[:, None]  # [L, B]
         calls = jnp.minimum(rows, n - 1)
         fresh = self._call(self.sampler.denoiser, state.x, calls[0], state.keys, cond) if self.refresh else None
         window = self._draft(state, calls, (fresh or state.prediction).x0, cond)
         prediction = self._predict(state, window, calls, fresh, cond)
-        keys = _spread(state.keys, L)
-        (x, draft_mean, z), prediction, row = jax.tree.map(_merge, (window, prediction, calls))
-        decide = fold(self._row_keys(keys, row + 1), ACCEPT_STREAM)
-        moved, accepted = reflection_coupling(decide, z, draft_mean, self._mean(x, prediction, row), self._std(row, x))
-        return _advance(state, accepted.reshape(L, -1), rows < n, Reached(moved, x, prediction))
+
+        def verify(drafted: Window, prediction: Prediction, row: Array) -> Coupled:
+            decide = fold(self._row_keys(state.keys, row + 1), ACCEPT_STREAM)
+            mean, std = self._mean(drafted.x, prediction, row), self._std(row, drafted.x)
+            return reflection_coupling(decide, drafted.z, drafted.mean, mean, std)
+
+        moved, accepted = jax.vmap(verify)(window, prediction, calls)
+        return _advance(state, accepted, rows < n, Reached(moved, window.x, prediction))
 
     def _draft(self, state: SpeculativeState, calls: Array, x0: Array, cond: PyTree) -> Window:
         """L steps from the draft denoiser's predictions, or all from one predicted x0."""
@@ -140,17 +143,16 @@ class Speculative:
         self, state: SpeculativeState, window: Window, calls: Array, fresh: Prediction | None, cond: PyTree
     ) -> Prediction:
         """The denoiser at all states of the window, [L, B, ...], in one call; the first may be known."""
-        skip = 0 if fresh is None else 1
-        L = self.window - skip
-        if not L:
-            return jax.tree.map(lambda leaf: leaf[None], fresh)
-        x, rows = _merge(window.x[skip:]), _merge(calls[skip:])
-        cond = jax.tree.map(lambda leaf: _spread(leaf, L), cond)
-        found = self._call(self.sampler.denoiser, x, rows, _spread(state.keys, L), cond)
-        found = jax.tree.map(lambda leaf: leaf.reshape(L, *state.x.shape), found)
+
+        def predict(x: Array, row: Array) -> Prediction:
+            return self._call(self.sampler.denoiser, x, row, state.keys, cond)
+
         if fresh is None:
-            return found
-        return jax.tree.map(lambda one, rest: jnp.concatenate([one[None], rest]), fresh, found)
+            return jax.vmap(predict)(window.x, calls)
+        known = jax.tree.map(lambda leaf: leaf[None], fresh)
+        if self.window == 1:
+            return known
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), known, jax.vmap(predict)(window.x[1:], calls[1:]))
 
     def _call(self, denoiser: Denoiser, x: Array, row: Array, keys: Array, cond: PyTree) -> Prediction:
         at = self._place(row, fold(self._row_keys(keys, row), DENOISER_STREAM))
@@ -197,9 +199,10 @@ def speculative(
     refresh the samples are those of `sampler` itself. It gains most where steps are many and their noise is large;
     into sigma = 0 nothing is drawn, and the last step takes a round of its own.
 
-    Every sample advances at its own pace, with its own noise levels, so denoisers get levels, index and stage of shape
-    [window * B]. `sample(..., record=lambda view: view.memory)` stacks rounds and evaluations of each sample, whose
-    last entries are the totals. Rounds that no sample needs make no call.
+    Every sample advances at its own pace, with its own noise levels, so denoisers get levels, index and stage [B]; the
+    call of a window is a `vmap` over it, so that guidance scales and measurements of each sample fit.
+    `sample(..., record=lambda view: view.memory)` stacks rounds and evaluations of each sample, whose last entries are
+    the totals. Rounds that no sample needs make no call.
 
     Args:
         sampler: `linear(denoiser, tableau)` of one register and one slot that draws noise: `ddim` with eta > 0, `ddpm`,
@@ -251,20 +254,10 @@ def _advance(state: SpeculativeState, accepted: Array, possible: Array, reached:
     last = jnp.maximum(moves - 1, 0)
 
     def newest(leaf: Array, old: Array) -> Array:
-        stacked, axes = leaf.reshape(len(possible), *old.shape), (1,) * (old.ndim - 1)
-        picked = jnp.take_along_axis(stacked, last.reshape(1, -1, *axes), axis=0)[0]
+        axes = (1,) * (old.ndim - 1)
+        picked = jnp.take_along_axis(leaf, last.reshape(1, -1, *axes), axis=0)[0]
         return jnp.where(moves.reshape(-1, *axes) > 0, picked, old)
 
     x, called, prediction = jax.tree.map(newest, reached, Reached(state.x, state.called, state.prediction))
     effort = Effort(state.effort.rounds + (moves > 0), state.effort.evaluations + most)
     return SpeculativeState(state.keys, x, state.done + moves, called, prediction, effort, jnp.ones((), bool))
-
-
-def _merge(leaf: Array) -> Array:
-    """[L, B, ...] as [L * B, ...]."""
-    return leaf.reshape(-1, *leaf.shape[2:])
-
-
-def _spread(leaf: Array, L: int) -> Array:
-    """[B, ...] repeated as a whole, [L * B, ...]."""
-    return _merge(jnp.broadcast_to(leaf, (L, *leaf.shape)))
