@@ -1,7 +1,7 @@
 """The command line: samples the shipped digits with any solver, process, grid and guidance, judges and draws them.
 
 `python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
-measures quality against network calls, solver by solver.
+measures quality against network calls, solver by solver; `python -m diffsample --particles K --reward NAME` steers.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 import diffsample as ds
-from diffsample import demo, guidance, plot, solvers, times
+from diffsample import demo, guidance, particle_demo, plot, solvers, times
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
@@ -128,23 +128,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 2 after bad input, 1 where sampling failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments[:1] in (["sample"], ["compare"]) else "sample"
-    plan, parser = (plan_compare, compare_parser) if command == "compare" else (plan_sample, sample_parser)
+    if command == "sample" and any(argument.split("=")[0] == "--particles" for argument in arguments):
+        command = "particles"
+    plan, parser = COMMANDS[command]
     try:
         job = plan(parser().parse_args(arguments))
     except (ValueError, TypeError, ImportError, OSError) as error:
         return _complain(error, 2)
     try:
         job()
-    except (ds.NonFiniteError, ImportError, OSError) as error:
+    except (FloatingPointError, ImportError, OSError) as error:
         return _complain(error, 1)
     return 0
 
 
 def sample_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample`."""
-    parser = _parser("sample the shipped digits; `compare --help` shows the other command", "sample")
-    parser.add_argument("--solver", choices=SOLVERS, default="dpmpp", help=_default("numerical method"))
-    parser.add_argument("--steps", type=int, default=20, help=_default("steps of the grid"))
+    what = "sample the shipped digits; `compare --help` and `--particles 64 --help` show the other commands"
+    parser = _parser(what, "sample")
+    _add_solver(parser, "dpmpp", 20)
+    parser.add_argument("--progress", action="store_true", help="show a bar (needs tqdm)")
+    return parser
+
+
+def particles_parser() -> argparse.ArgumentParser:
+    """Options of `python -m diffsample --particles K`."""
+    parser = _parser("steer the shipped digits by weighted particles, a group of K for each class", "particles")
+    particle_demo.add_options(parser, _number)
+    _add_solver(parser, "ddpm", 50)
+    return parser
+
+
+def _add_solver(parser: argparse.ArgumentParser, default: str, steps: int) -> None:
+    parser.add_argument("--solver", choices=SOLVERS, default=default, help=_default("numerical method"))
+    parser.add_argument("--steps", type=int, default=steps, help=_default("steps of the grid"))
     for name, kind, what in (
         ("order", int, "order of the method"),
         ("beta", _number, "damping of the momentum, 1 is none"),
@@ -152,8 +169,6 @@ def sample_parser() -> argparse.ArgumentParser:
         ("churn", _number, "total churn, 0 draws no noise"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=_applies(what, name, SOLVERS))
-    parser.add_argument("--progress", action="store_true", help="show a bar (needs tqdm)")
-    return parser
 
 
 def compare_parser() -> argparse.ArgumentParser:
@@ -186,6 +201,18 @@ def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
     for tables in tableaus.values():
         solvers.linear(setting.denoiser, tables[0])
     return partial(run_compare, options, setting, tableaus)
+
+
+def plan_particles(options: argparse.Namespace) -> Callable[[], None]:
+    """The plain sampler and the weighted one, built and checked."""
+    options.labels = particle_demo.groups(options)
+    options.number = options.particles * len(options.labels)
+    setting = _setting(options)
+    build = partial(SOLVERS[options.solver], setting.process, _grid(options, setting.process, options.steps))
+    tableau = _call(build, options, ("order", "beta", "eta", "churn"), "solver", SOLVERS)
+    plain = solvers.linear(setting.denoiser, tableau)
+    weighted = particle_demo.weighted(options, plain)
+    return partial(particle_demo.report, options, _versions(), setting.judge.classifier, plain, weighted)
 
 
 def run_sample(options: argparse.Namespace, setting: Setting, grid: ds.Grid, sampler: solvers.Linear) -> None:
@@ -251,12 +278,13 @@ def _parser(what: str, command: str) -> argparse.ArgumentParser:
         ("eta-apg", "share kept of the guidance along the image"),
     ):
         parser.add_argument(f"--{name}", type=_number, help=_applies(what, name, GUIDANCE))
-    parser.add_argument("--number", type=int, default=1000, help=_default("samples drawn and judged"))
+    if command != "particles":
+        parser.add_argument("--number", type=int, default=1000, help=_default("samples drawn and judged"))
     classes = list(range(digits.NULL))
     what = "classes, in equal numbers"
     parser.add_argument("--labels", nargs="+", type=int, choices=classes, default=classes, help=_default(what))
     parser.add_argument("--seed", type=int, default=0, help=_default("decides the samples"))
-    out = Path("digits.png" if command == "sample" else "compare.png")
+    out = Path("digits.png" if command == "sample" else f"{command}.png")
     parser.add_argument("--out", type=Path, default=out, help=_default("picture to write, a PNG"))
     return parser
 
@@ -350,6 +378,12 @@ def _complain(error: Exception, code: int) -> int:
     print(f"diffsample: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
+
+COMMANDS: dict[str, tuple[Callable[..., Callable[[], None]], Callable[[], argparse.ArgumentParser]]] = {
+    "compare": (plan_compare, compare_parser),
+    "particles": (plan_particles, particles_parser),
+    "sample": (plan_sample, sample_parser),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

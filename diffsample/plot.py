@@ -130,6 +130,37 @@ def quality_plot(
     return figure
 
 
+def ess_plot(
+    ess: ArrayLike, resampled: ArrayLike, labels: Sequence[Any] | None = None, title: str | None = None
+) -> "Figure":
+    """Effective particles after every row, one line a group, with a dot before each row that resampled.
+
+    Args:
+        ess: [G, n+1] share of the particles, 0 to 1.
+        resampled: [G, n+1] bool.
+        labels: a name a group.
+        title: a line above.
+
+    Returns: the figure.
+
+    >>> len(ess_plot(np.ones((2, 5)), np.zeros((2, 5), bool), labels="ab").axes[0].lines)
+    2
+    """
+    shares, marks = np.asarray(ess), np.asarray(resampled)
+    if shares.shape != marks.shape or shares.ndim != 2:
+        raise ValueError(f"ess and resampled must both be [groups, rows], got {shares.shape} and {marks.shape}")
+    names = range(len(shares)) if labels is None else labels
+    figure = figure_class()(figsize=(7.0, 4.0), layout="constrained")
+    axes = figure.add_subplot(xlabel="row", ylabel="effective share of the particles", ylim=(0, 1.03))
+    for line, mark, name in zip(shares, marks, names, strict=True):
+        before = np.flatnonzero(mark) - 1
+        axes.plot(line, lw=1, marker="o", ms=4, markevery=[int(row) for row in before if row >= 0], label=str(name))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=min(5, len(shares)), loc="lower left")
+    axes.set_title(title or "", fontsize=10)
+    return figure
+
+
 def save(figure: "Figure", path: str | Path, dpi: int = 150) -> None:
     """Writes a PNG under a temporary name in the same folder and renames it, so that no half-written file is seen."""
     path = Path(path)

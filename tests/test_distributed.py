@@ -54,7 +54,7 @@ def test_every_scheme_over_eight_devices_has_its_reference_variance_and_no_bias(
     assert seen["island"]["variance"] < seen["local"]["variance"] * 1.05
 
 
-@pytest.mark.parametrize("scheme", [smc.global_, smc.local, smc.island])
+@pytest.mark.parametrize("scheme", [smc.global_, smc.island])
 def test_one_device_is_plain_resampling(scheme):
     def run(resample):
         fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(OBSERVED), particles=8, resample=resample)

@@ -26,6 +26,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.contract",
     "diffsample.demo",
     "diffsample.orders",
+    "diffsample.particle_demo",
     "diffsample.running",
     "diffsample.sampler_catalogue",
     "diffsample.training",
