@@ -86,7 +86,11 @@ class ActiveSensing(Denoiser):
         return self.denoiser.evaluations + self.denoiser.vjps
 
     def check(self, process: Process | None, levels: Level) -> None:
+        """What the denoiser refuses, and more steps in `when` than the sampler has calls."""
         self.denoiser.check(process, levels)
+        if len(self.when) > np.size(levels.sigma):
+            raise ValueError(f"when has {len(self.when)} steps, the sampler {np.size(levels.sigma)} calls: choices "
+                             f"past the end would never be made")  # fmt: skip
 
     def init(self, x: Array) -> Sensed:
         self._check_shapes(x)
@@ -180,7 +184,8 @@ def active_sensing(
         groups: int, shaped like one measurement: the group of every entry (a pixel, a column of k-space), from 0; -1 is
             never measured.
         y: [scenes, ...] measurements: all of them in a simulation, else zeros but for the groups in `measured`.
-        when: [n] bool, the steps at which a group is chosen, see `acquisition_steps`; not the last.
+        when: [n] bool, the steps at which a group is chosen, see `acquisition_steps`; not the last. Steps past n choose
+            none.
         particles: P; the batch is scenes P.
         scale: step size, a number, [B], or a schedule of the level; published: 1 (digits), 0.85 (fastMRI).
         sigma: width of beliefs in `disagreement`, in units of the measurement. Far above the spread of the particles it

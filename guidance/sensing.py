@@ -12,7 +12,7 @@ from jax import Array
 from diffsample.denoiser import PyTree
 from diffsample.guidance.active import ActiveSensing, Sensed
 from diffsample.sampler import Sampler, fold, sample_keys
-from diffsample.sampling import CLOSING_STREAM, PRIOR_STREAM
+from diffsample.sampling import CLOSING_STREAM, PRIOR_STREAM, NonFiniteError
 
 
 class Sensing(NamedTuple):
@@ -56,6 +56,7 @@ def sense(
 
     Raises:
         ValueError: no such rule in the sampler, or more than one; answers of another shape, or not finite.
+        NonFiniteError: a sample is not finite.
 
     >>> import diffsample as ds
     >>> law, process = ds.exact.Gaussian(jnp.zeros(3), jnp.array([0.1, 3.0, 1.0])), ds.VarianceExploding()
@@ -75,6 +76,8 @@ def sense(
         newest = np.asarray(progress.log[progress.row - 1])
         y = _answered(rule, y, newest, acquire(newest))
     x = _finish(_with_answers(sampler, y), keys, cond, progress.state, dtype)
+    if not bool(jnp.isfinite(x).all()):
+        raise NonFiniteError("a sample became non-finite; .x holds all samples", x, -1, [])
     mask = _memory(sampler, progress.state).mask[:: rule.particles]
     log = np.asarray(progress.log)
     return Sensing(x, jnp.where(rule.entries(mask), y, 0), mask, log[(log >= 0).all(axis=1)].T)

@@ -141,6 +141,8 @@ def test_an_instrument_that_errs_is_reported():
         guidance.sense(KEY, sampler, (16, 5), lambda groups: np.zeros(5))
     with pytest.raises(ValueError, match="not finite"):
         guidance.sense(KEY, sampler, (16, 5), lambda groups: np.full((2, 5), np.nan))
+    with pytest.raises(ds.NonFiniteError):
+        guidance.sense(KEY, driven(rule(scale=np.inf)), (16, 5))
     plain = solvers.linear(LAW, solvers.ddim(VE, [80.0, 1.0, 0.0]))
     with pytest.raises(ValueError, match="found 0"):
         guidance.sense(KEY, plain, (16, 5), lambda groups: TRUTH)
@@ -224,5 +226,7 @@ def test_bad_shapes_of_active_sensing_are_named():
         sampler = driven(sensing)
         with pytest.raises(ValueError, match=message):
             ds.sample(KEY, sampler, (16, 5))
+    with pytest.raises(ValueError, match="when has 41 steps, the sampler 40 calls"):
+        driven(rule(when=np.zeros(41, bool)))
     with pytest.raises(ValueError, match="do not fit"):
         guidance.acquisition_steps(10, 10)
