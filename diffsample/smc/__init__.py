@@ -29,6 +29,7 @@ from diffsample.smc.importance import (
 from diffsample.smc.jump_rates import Jumps, corrected_jumps, kernel_ratio, tempered_unmasking_jumps, unmasking_jumps
 from diffsample.smc.jump_sampler import Growth, jump_process, neighbour_gains
 from diffsample.smc.jumping import birth_death
+from diffsample.smc.linear_twists import inflated, linear_twist, naive, optimal
 from diffsample.smc.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.paris import Paris, Rejection, weighted_mean
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
@@ -39,12 +40,15 @@ from diffsample.smc.potentials import Closing, Potential, Transition, combine
 from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
 from diffsample.smc.rounding import residual, residual_systematic, ssp
 from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
+from diffsample.smc.selecting import Selecting, posterior_mean, svdd
 from diffsample.smc.starting import Started, started
+from diffsample.smc.steering import Steering, fk_difference, fk_immediate, fk_max, fk_sum, host
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
 from diffsample.smc.token_energy import energy_pick, joint_energy
 from diffsample.smc.token_experts import token_guidance, token_product
 from diffsample.smc.token_potentials import MaskTempering, TokenWeights, token_weights, x0_reward
+from diffsample.smc.twisting import Look, Twist, Twisted, TwistRatio, das, on_x0, tds, tempered, twist_ratio, twisted
 from diffsample.smc.variance import Variances, variances
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size
@@ -66,6 +70,7 @@ __all__ = [
     "Growth",
     "InChunks",
     "Jumps",
+    "Look",
     "MaskTempering",
     "Paris",
     "Particles",
@@ -75,12 +80,17 @@ __all__ = [
     "Product",
     "Rejection",
     "Renoise",
+    "Selecting",
     "Started",
+    "Steering",
     "StepwiseReward",
     "Sweep",
     "Tempered",
     "TokenWeights",
     "Transition",
+    "Twist",
+    "TwistRatio",
+    "Twisted",
     "Variances",
     "adaptive_importance_sampling",
     "always",
@@ -100,6 +110,7 @@ __all__ = [
     "corrected",
     "corrected_jumps",
     "corrector",
+    "das",
     "density_controls",
     "diffusion_paths",
     "energy_pick",
@@ -109,28 +120,38 @@ __all__ = [
     "expectation",
     "feynman_kac",
     "final_resample",
+    "fk_difference",
+    "fk_immediate",
+    "fk_max",
+    "fk_sum",
     "global_",
     "guided",
     "hilbert",
+    "host",
     "importance_sampling",
     "in_chunks",
     "in_place",
+    "inflated",
     "island",
     "joint_energy",
     "jump_process",
     "kernel_corrector",
     "kernel_ratio",
     "killing",
+    "linear_twist",
     "local",
     "log_conditional_effective_size",
     "log_effective_size",
     "metropolis",
     "metropolis_steps",
     "multinomial",
+    "naive",
     "neighbour_gains",
     "never",
     "next_increment",
     "normaliser",
+    "on_x0",
+    "optimal",
     "parallel_tempering",
     "parisian_particle_gibbs",
     "particle_filter",
@@ -138,6 +159,7 @@ __all__ = [
     "path_of",
     "path_sample",
     "pooled",
+    "posterior_mean",
     "product",
     "refresh",
     "rejection",
@@ -155,12 +177,17 @@ __all__ = [
     "stein_controls",
     "stop_gradient",
     "stratified",
+    "svdd",
     "systematic",
+    "tds",
+    "tempered",
     "tempered_unmasking_jumps",
     "token_guidance",
     "token_product",
     "token_weights",
     "transport",
+    "twist_ratio",
+    "twisted",
     "unmasking_jumps",
     "variances",
     "weight_window",
