@@ -52,3 +52,13 @@ def test_the_worked_diff_is_a_method_that_passes_its_certificate():
     exec(code["tests/test_multistep.py"], scope)
     scope["test_ab2_is_plms_on_a_uniform_grid"]()
     ds.certificate(scope["ab2"], name="ab2", compiled=False, check=True)
+
+
+def test_every_masked_method_has_a_row():
+    from diffsample import discrete
+
+    section = README.split("## Masked decoding")[1].split("## Digits model")[0]
+    aside = {"from_logits", "levels", "mend", "broken"}
+    for name in discrete.__all__:
+        if name[0].islower() and name not in aside:
+            assert f"`{name}`" in section, f"the README has no row for discrete.{name}"
