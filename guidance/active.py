@@ -195,6 +195,7 @@ def active_sensing(
         joint: one norm over all particles of a scene, as in the released code, which weakens each by about sqrt(P).
 
     Raises:
+        TypeError: groups that are not integers, an operator that cannot be called.
         ValueError: more choices than groups, one at the last step, numbers below 1; at trace time shapes that do not
             fit, a batch that is no multiple of P, an operator without a gradient.
 
@@ -209,6 +210,8 @@ def active_sensing(
     >>> newest[newest >= 0].tolist()
     [1, 2]
     """
+    if not np.issubdtype(np.asarray(groups).dtype, np.integer):
+        raise TypeError(f"groups must hold integers, one an entry of a measurement; got {np.asarray(groups).dtype}")
     K = int(np.max(np.asarray(groups))) + 1
     known = np.zeros(K, bool) if measured is None else np.asarray(measured, bool)
     if particles < 1 or K < 1:

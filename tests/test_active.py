@@ -117,6 +117,11 @@ def test_what_is_not_measured_is_not_read():
     np.testing.assert_array_equal(run(rule(hidden)), x)
 
 
+def test_scenes_do_not_see_each_other():
+    alone = ds.sample(KEY, driven(rule(TRUTH[1:])), (8, 5), first=8)
+    np.testing.assert_allclose(alone, run(rule())[8:], rtol=1e-5, atol=1e-5)
+
+
 def test_an_instrument_gives_what_the_simulation_gave_bit_for_bit():
     simulated = guidance.sense(KEY, driven(rule()), (16, 5))
     x, (mask, newest) = run(rule(), record=memory)
@@ -228,5 +233,7 @@ def test_bad_shapes_of_active_sensing_are_named():
             ds.sample(KEY, sampler, (16, 5))
     with pytest.raises(ValueError, match="when has 41 steps, the sampler 40 calls"):
         driven(rule(when=np.zeros(41, bool)))
+    with pytest.raises(TypeError, match="integers"):
+        guidance.active_sensing(LAW, identity, np.zeros(5), TRUTH, WHEN)
     with pytest.raises(ValueError, match="do not fit"):
         guidance.acquisition_steps(10, 10)
