@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from diffsample.guidance import krylov, operators
 from diffsample.guidance.active import acquisition_steps, active_sensing, belief_entropy, published_entropy
+from diffsample.guidance.classifier_based import ClassifierBased, MeanShifted, classifier, mean_shift
 from diffsample.guidance.classifier_free import CFGPlusPlus, ClassifierFree, Composable, cfg, cfg_pp, composable
 from diffsample.guidance.composition import During, chain, during
+from diffsample.guidance.conditions import Annealed, Fixed, Independent, Relabelled, cads, fixed, icg, relabel
 from diffsample.guidance.data_space import diffpir, jfps, mpgd
 from diffsample.guidance.energies import lgd_mc, loss_guidance
 from diffsample.guidance.forecasting import observe, observe_after_step, quantile_levels, quantile_loss, squared_error
 from diffsample.guidance.frequency import FrequencyDecoupled, fdg
 from diffsample.guidance.gradients import dps, dps_gaussian
 from diffsample.guidance.latent import psld
+from diffsample.guidance.minority import minority_score, quantile_labels
 from diffsample.guidance.moment_matching import mmps, tmpd, tmpd_diagonal
 from diffsample.guidance.null_space import ddnm, ddnm_plus, ddrm
+from diffsample.guidance.off_the_shelf import Nudged, OffTheShelf, elucd, elucd_nudge, smooth_relu, tempered_log_prob
 from diffsample.guidance.output_rules import (
     MagnitudeAware,
     Rescaled,
@@ -46,18 +50,26 @@ __all__ = [
     "NOISE",
     "VELOCITY",
     "AdaptiveProjected",
+    "Annealed",
     "Autoguidance",
     "CFGPlusPlus",
+    "ClassifierBased",
     "ClassifierFree",
     "Clipped",
     "Composable",
     "During",
     "DynamicallyThresholded",
+    "Fixed",
     "FrequencyDecoupled",
+    "Independent",
     "MagnitudeAware",
+    "MeanShifted",
+    "Nudged",
+    "OffTheShelf",
     "Perturbed",
     "PiecewiseConstant",
     "PiecewiseLinear",
+    "Relabelled",
     "Rescaled",
     "Sensing",
     "Space",
@@ -69,10 +81,12 @@ __all__ = [
     "apg",
     "autoguidance",
     "belief_entropy",
+    "cads",
     "cfg",
     "cfg_pp",
     "cfg_zero",
     "chain",
+    "classifier",
     "clip",
     "composable",
     "ddnm",
@@ -83,13 +97,19 @@ __all__ = [
     "dps_gaussian",
     "during",
     "dynamic_threshold",
+    "elucd",
+    "elucd_nudge",
     "fdg",
+    "fixed",
+    "icg",
     "jfps",
     "krylov",
     "lgd_mc",
     "loss_guidance",
     "mambo_g",
     "mcg",
+    "mean_shift",
+    "minority_score",
     "mmps",
     "mpgd",
     "observe",
@@ -102,17 +122,21 @@ __all__ = [
     "pigdm_as_coded",
     "psld",
     "published_entropy",
+    "quantile_labels",
     "quantile_levels",
     "quantile_loss",
     "red_diff",
     "refine_by_descent",
     "refine_by_langevin",
+    "relabel",
     "replacement",
     "rescale",
     "sense",
+    "smooth_relu",
     "squared_error",
     "stsl",
     "tcfg",
+    "tempered_log_prob",
     "tmpd",
     "tmpd_diagonal",
 ]

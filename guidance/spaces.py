@@ -61,16 +61,6 @@ def shift_x0(prediction: Prediction, shift: Array, level: Level) -> Prediction:
     return Prediction(prediction.x0 + shift, prediction.eps - ratio * shift)
 
 
-def shift_score(prediction: Prediction, shift: Array, level: Level) -> Prediction:
-    """The pair after an addition to the score: x0 + (sigma^2 / alpha) shift, eps - sigma shift.
-
-    >>> shift_score(Prediction(jnp.ones(1), jnp.ones(1)), jnp.ones(1), Level(None, 1.0, 2.0)).x0.tolist()
-    [5.0]
-    """
-    alpha, sigma = expand(level.alpha, shift), expand(level.sigma, shift)
-    return Prediction(prediction.x0 + sigma**2 / alpha * shift, prediction.eps - sigma * shift)
-
-
 def shift_output(prediction: Prediction, shift: Array, level: Level, space: Space) -> Prediction:
     """The pair after an addition to the output of a network of this kind, at fixed x_t."""
     return shift_x0(prediction, expand(space.gain(level), shift) * shift, level)

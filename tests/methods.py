@@ -95,6 +95,22 @@ def worse(denoiser: Any) -> Any:
     return guidance.clip(denoiser, -0.2, 0.2)
 
 
+def leaning(x: Array, level: Any, cond: Any) -> Array:
+    """Log-probability of the condition for noisy samples, up to a constant."""
+    return -0.5 * jnp.sum((x - cond.reshape(-1, *(1,) * (x.ndim - 1))) ** 2, axis=tuple(range(1, x.ndim)))
+
+
+def two_logits(x: Array) -> Array:
+    """Logits [B, 2] of clean samples."""
+    total = jnp.sum(jnp.tanh(x), axis=tuple(range(1, x.ndim)))
+    return jnp.stack([total, -total], axis=-1)
+
+
+def random_label(key: Array) -> Array:
+    """A condition drawn at random."""
+    return jax.random.randint(key, (), 0, 3)
+
+
 GUIDANCE = {
     "cfg": Rule(lambda d, s: guidance.cfg(d, 2, s), 2),
     "cfg-sequential": Rule(lambda d, s: guidance.cfg(d, 2, s, batched=False), 2),
@@ -115,6 +131,11 @@ GUIDANCE = {
     "perturbed": Rule(lambda d, s: guidance.perturbed(d, worse(d), 2, s, 0.0), 3),
     "rescale": Rule(lambda d, s: guidance.rescale(d, 2, s), 2),
     "rescale-x0": Rule(lambda d, s: guidance.rescale(d, 2, s, space=guidance.DATA), 2),
+    "classifier": Rule(lambda d, s: guidance.classifier(d, leaning, s), 1, neutral=0.0),
+    "elucd": Rule(lambda d, s: guidance.elucd(d, two_logits, s), 1, False, 0.0),
+    "elucd_nudge": Rule(lambda d, s: guidance.elucd_nudge(d, two_logits, 5, size=s, tau=s), 1, False, None),
+    "icg": Rule(lambda d, s: guidance.icg(d, random_label, s), 2),
+    "mean_shift": Rule(lambda d, s: guidance.mean_shift(d, leaning, s), 1, False, 0.0),
     "tcfg": Rule(lambda d, s: guidance.tcfg(d, 2, s, space=guidance.NOISE), 2),
 }
 
