@@ -86,13 +86,13 @@ class Nudged(Wrapper):
             return tempered_log_prob(self.logits(image), cond, tau, others)
 
         slope = gradient(value, x / alpha / jnp.maximum(size, 1))
-        move = alpha * size * self._amount(at.index, x) * slope / positive(_rms(slope))
+        move = alpha * size * self._amount(at, x) * slope / positive(_rms(slope))
         return self.denoiser(x + jnp.where(at.stage == 0, move, 0), at, cond, state)
 
-    def _amount(self, i: Array, x: Array) -> Array:
-        n = jnp.asarray(self.steps, x.dtype)
-        falling = jnp.maximum(self.size * (n + 1 - i) / (n + 1), 1e-5)
-        return falling + self.size * self.sway * jnp.sin(jnp.pi * i / n)
+    def _amount(self, at: Point, x: Array) -> Array:
+        size, sway, n = value_at(self.size, at.now, x), value_at(self.sway, at.now, x), jnp.asarray(self.steps, x.dtype)
+        falling = jnp.maximum(size * (n + 1 - at.index) / (n + 1), 1e-5)
+        return falling + size * sway * jnp.sin(jnp.pi * at.index / n)
 
 
 def elucd(
@@ -147,7 +147,7 @@ def elucd_nudge(
     Args:
         denoiser, logits, tau, others: as for `elucd`; released with others = 0 and beta 5.
         steps: N, the number of noise levels of the grid.
-        size, sway: numbers.
+        size, sway: numbers, [B] or schedules.
 
     Reference: EluCD, ICLR 2024, arXiv 2310.11311, and its code.
 
@@ -155,7 +155,8 @@ def elucd_nudge(
     >>> elucd_nudge(ds.exact.Gaussian(0.0, 1.0), lambda x: jnp.stack([x, -x], axis=-1), steps=10).coupled
     False
     """
-    return Nudged(denoiser, scheduled(logits), steps, size, sway, scheduled(tau), scheduled(others))
+    size, sway, tau, others = map(scheduled, (size, sway, tau, others))
+    return Nudged(denoiser, scheduled(logits), steps, size, sway, tau, others)
 
 
 def tempered_log_prob(logits: Array, label: Array, tau: Any = 1.0, others: Any = 1.0) -> Array:
