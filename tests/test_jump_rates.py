@@ -160,6 +160,18 @@ def test_jump_process_with_growth_samples_the_tempered_chain():
     assert tv < 0.03 < 0.2 < plain.sum()
 
 
+def test_growth_starts_from_the_part_of_the_target_that_the_prior_lacks(x64):
+    """A process that never jumps, uniform start, log_start of the sum of tokens: Z = (1 + 2 + 4)^2 / 9 for 2^sum."""
+
+    def idle(x, t, cond):
+        return Jumps(jnp.zeros((*x.shape, 3)), jnp.zeros(x.shape[0]))
+
+    potential = Growth(lambda x: jnp.log(2.0) * jnp.sum(x, axis=1))
+    run = smc.feynman_kac(jump_process(idle, [1.0, 0.5, 0.0], vocab=3), potential, particles=50_000, policy=smc.never)
+    out = ds.sample(jax.random.key(0), run, (50_000, 2))
+    assert float(jnp.exp(out.log_z[0])) == pytest.approx(49 / 9, rel=0.02)
+
+
 def test_jump_process_refuses_rising_times():
     with pytest.raises(ValueError, match="falling"):
         jump_process(lambda x, t, cond: Jumps(x, x), [0.0, 1.0], vocab=3)

@@ -43,7 +43,14 @@ def filtered(particles, runs, paris):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(particles), runs))
 
 
-@pytest.mark.parametrize(("particles", "bias", "runs"), [(4, 0.228, 3000), (10, -0.120, 3000), (50, -0.034, 600)])
+@pytest.mark.parametrize(
+    ("particles", "bias", "runs"),
+    [
+        (4, 0.228, 3000),
+        pytest.param(10, -0.120, 6000, marks=pytest.mark.slow),
+        pytest.param(50, -0.034, 2000, marks=pytest.mark.slow),
+    ],
+)
 def test_paris_has_the_bias_of_its_particles(particles, bias, runs):
     # the printed figures are estimates too, of a precision like ours: 0.01 covers them
     close(filtered(particles, runs, PRODUCTS), chains.PRODUCTS + bias, rounding=0.01)
@@ -97,7 +104,7 @@ def gibbs_estimates(particles, runs, sweeps, x):
 BIASES = {10: (-0.297, -0.126, -0.062, -0.033, -0.018), 4: (-0.573, -0.358, -0.246, -0.182, -0.140)}
 
 
-@pytest.mark.parametrize("particles", BIASES)
+@pytest.mark.parametrize("particles", [4, pytest.param(10, marks=pytest.mark.slow)])
 def test_parisian_particle_gibbs_loses_its_bias_geometrically(particles):
     estimates, _ = gibbs_estimates(particles, 1500, 5, jnp.zeros((1500, 6, 1)))
     close(estimates, chains.PRODUCTS + np.array(BIASES[particles]), rounding=0.01)

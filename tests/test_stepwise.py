@@ -32,7 +32,13 @@ def some_path():
     return jnp.array([0, 1, 4])
 
 
-@pytest.mark.parametrize("kernel", [ConditionalSMC(6), ConditionalSMC(6, ancestral_tracing, ancestor_sampling=True)])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        ConditionalSMC(6),
+        pytest.param(ConditionalSMC(6, ancestral_tracing, ancestor_sampling=True), marks=pytest.mark.slow),
+    ],
+)
 def test_particle_gibbs_reaches_the_enumerated_leaves(kernel):
     model, law = tilted()
 

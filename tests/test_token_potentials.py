@@ -95,6 +95,17 @@ def test_any_order_weights_are_exact_for_any_proposal_and_reward(x64):
     np.testing.assert_allclose(law, joint((0.7, 1.6), zeros_reward), rtol=1e-12)
 
 
+def test_reward_tilted_proposals_leave_weights_that_no_token_changes(x64):
+    """Given order, so that a path's weight is a product of sums over each of its states' next token."""
+    policy = discrete.given_order([0, 1, 2])
+    decoder = discrete.Decoder(tp.chain().model(), policy, smc.RewardTilted(zeros_reward))
+    potential = token_weights(decoder, zeros_score)
+    np.testing.assert_allclose(tp.tilted_law(decoder, potential), joint((1.0, 0.0), zeros_reward), rtol=1e-12)
+    x, _, log_w = tp.weighted_paths(decoder, potential)
+    same_first_two = log_w[np.lexsort(x.T[::-1])].reshape(9, 3)
+    np.testing.assert_allclose(same_first_two, same_first_two[:, :1].repeat(3, axis=1), atol=1e-12)
+
+
 def test_fk_steering_by_sampled_completions_is_exact_for_any_key(x64):
     for seed, samples in ((0, 1), (1, 4)):
         decoder = discrete.Decoder(tp.chain().model(), discrete.given_order([0, 1, 2]))

@@ -71,7 +71,7 @@ class FirstRow(Weighed):
 
 def weighted_paths(decoder, potential, length: int = 3, cond=None):
     """(x [n, L], probability [n], log-weight [n]) of every path."""
-    every, weights = _Replay(cond, 256, 2**18), np.ones(1)
+    every, weights = _Replay(cond, 256, 2**18), np.ones((1, 1))
     steps = jax.tree.map(np.asarray, decoder.steps)
     masks = jnp.full((1, length), decoder.model.mask_id, jnp.int32)
     state, weights = every.play(_init, Weighed(decoder, potential), masks, weights, None)
@@ -79,7 +79,7 @@ def weighted_paths(decoder, potential, length: int = 3, cond=None):
         row = jax.tree.map(lambda leaf, j=j: leaf[j], steps)
         sampler = FirstRow(decoder, potential) if j == 0 else Weighed(decoder, potential)
         state, weights = every.play(_step, sampler, state, weights, row)
-    return np.asarray(state[0].x), weights, np.asarray(state[1])
+    return np.asarray(state[0].x), weights[:, 0], np.asarray(state[1])
 
 
 def tilted_law(decoder, potential, length: int = 3, cond=None) -> np.ndarray:

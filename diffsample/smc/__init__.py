@@ -46,7 +46,7 @@ from diffsample.smc.steering import Steering, fk_difference, fk_immediate, fk_ma
 from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
 from diffsample.smc.token_energy import energy_pick, joint_energy
-from diffsample.smc.token_experts import token_guidance, token_product
+from diffsample.smc.token_experts import RewardTilted, token_guidance, token_product
 from diffsample.smc.token_potentials import MaskTempering, TokenWeights, token_weights, x0_reward
 from diffsample.smc.twisting import Look, Twist, Twisted, TwistRatio, das, on_x0, tds, tempered, twist_ratio, twisted
 from diffsample.smc.variance import Variances, variances
@@ -80,6 +80,7 @@ __all__ = [
     "Product",
     "Rejection",
     "Renoise",
+    "RewardTilted",
     "Selecting",
     "Started",
     "Steering",

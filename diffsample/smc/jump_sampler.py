@@ -5,6 +5,7 @@ then takes token v with odds R(l <- v). First order in dt, in the law and in the
 models are `token_weights`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jax import Array
 from diffsample.denoiser import PyTree
 from diffsample.process import Level
 from diffsample.sampler import fold
-from diffsample.smc.functions import as_pytree
+from diffsample.smc.functions import Plain, as_pytree
 from diffsample.smc.jump_rates import Jumps
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.struct import pytree, static
@@ -114,9 +115,13 @@ class Growth(Potential):
 
     log_start: Any = None
 
+    def __post_init__(self) -> None:
+        if inspect.isfunction(self.log_start):
+            vars(self)["log_start"] = Plain(self.log_start)
+
     def start(self, view: JumpView) -> tuple[Array, tuple]:
         log_g = jnp.zeros_like(view.jumps.growth)
-        return log_g if self.log_start is None else log_g + as_pytree(self.log_start)(view.x), ()
+        return log_g if self.log_start is None else log_g + self.log_start(view.x), ()
 
     def __call__(self, transition: Transition, memory: tuple) -> tuple[Array, tuple]:
         return _growth(transition.before), memory

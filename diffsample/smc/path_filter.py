@@ -67,7 +67,7 @@ def run_filter(
 ) -> tuple[Generation, PyTree]:
     """(all generations, leaves [n + 1, N, ...]; the collector's statistic), with or without a reference path."""
     if particles < 2:
-        raise ValueError(f"particles={particles}: a cloud around a reference needs at least 2")
+        raise ValueError(f"particles={particles} must be at least 2")
     rows, n = model.rows, particles
     first = _first(jax.random.fold_in(key, 0), model, n, path)
     statistic = collector.init(first, first_row(rows)) if collector else ()

@@ -4,6 +4,7 @@ Experts with laws mu_i and exponents beta_i give position l the law prod_i mu_i(
 exact particle weight needs, `TokenWeights`.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax import Array
 
 from diffsample.denoiser import PyTree
 from diffsample.discrete.model import MaskedModel
+from diffsample.smc.functions import Plain
 from diffsample.struct import pytree, static
 
 
@@ -140,3 +142,39 @@ def token_guidance(model: MaskedModel, null: PyTree, scale: Any) -> TokenProduct
     Reference: Lee et al. 2025, Debiasing Guidance for Discrete Diffusion with Sequential Monte Carlo, arXiv 2502.06079.
     """
     return token_product([model, GivenCondition(model, null)], jnp.stack([jnp.asarray(scale), 1 - jnp.asarray(scale)]))
+
+
+@pytree
+class RewardTilted:
+    """The proposal proportional to the law times exp(rho of x with v at l): the best for one position an update.
+
+    With `token_weights` of the same reward the weight of an update is log sum_v law(v) exp(rho(x') - rho(x)), whatever
+    token is drawn. V rewards a position.
+
+    Args:
+        log_reward: function of partly masked sequences `[B, L]` -> `[B]`.
+
+    >>> from diffsample.discrete import Context
+    >>> x, slot = jnp.array([[2, 0]]), jnp.zeros((1, 1), int)
+    >>> at = Context(x, slot, slot == 0, jnp.zeros((1, 1, 2)), slot[0], slot[0], None, None)
+    >>> jnp.exp(RewardTilted(lambda x: jnp.log(3.0) * (x[:, 0] == 1))(jnp.log(jnp.full((1, 1, 2), 0.5)), at)).tolist()
+    [[[0.25, 0.75]]]
+    """
+
+    log_reward: Any
+
+    def __post_init__(self) -> None:
+        if inspect.isfunction(self.log_reward):
+            vars(self)["log_reward"] = Plain(self.log_reward)
+
+    def __call__(self, log_p: Array, context: Any) -> Array:
+        x, at = context.x, jnp.arange(context.x.shape[1])
+
+        def with_token(v: Array) -> Array:
+            def at_slot(position: Array) -> Array:
+                return self.log_reward(jnp.where(at[None] == position[:, None], v.astype(x.dtype), x))
+
+            return jax.vmap(at_slot, 1, 1)(context.positions)
+
+        rewards = jax.lax.map(with_token, jnp.arange(log_p.shape[-1]))
+        return jax.nn.log_softmax(log_p + jnp.moveaxis(rewards, 0, -1), axis=-1)

@@ -50,7 +50,9 @@ class TokenWeights(Potential):
         gained = reveal.log_p - reveal.log_q
         if hasattr(self.model, "log_total"):
             gained = gained + self.model.log_total(before.features, reveal.positions)
-        return jnp.sum(jnp.where(reveal.valid, gained, 0.0), axis=1) + reward - memory, reward
+        log_g = jnp.sum(jnp.where(reveal.valid, gained, 0.0), axis=1) + reward - memory
+        masked_again = jnp.any(after.masked & ~before.masked, axis=1)
+        return jnp.where(masked_again, jnp.nan, log_g), reward
 
     def _reward(self, view: Any) -> Array:
         return jnp.zeros(view.x.shape[0], view.reveal.log_p.dtype) if self.log_reward is None else self.log_reward(view)
