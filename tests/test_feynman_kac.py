@@ -259,3 +259,25 @@ def test_one_sample_a_group_has_the_law_of_the_weights():
 
 def test_repeat_gives_each_particle_its_groups_condition():
     np.testing.assert_array_equal(smc.repeat({"y": jnp.arange(2)}, 3)["y"], [0, 0, 0, 1, 1, 1])
+
+
+def test_stop_gradient_resampling_gives_the_evidence_an_unbiased_gradient():
+    # y ~ N(0, S) with S from the recursion x_t = 0.9 x_{t-1} + 0.7 z, so that the gradient of log Z is -S^-1 y
+    variances = [1.0]
+    for _ in range(5):
+        variances.append(0.81 * variances[-1] + 0.49)
+    cov = np.array([[0.9 ** abs(i - j) * variances[min(i, j)] for j in range(6)] for i in range(6)])
+    truth = -np.linalg.solve(cov + 0.25 * np.eye(6), np.asarray(OBSERVED, np.float64))
+
+    def relative(observed, key, resample):
+        rules = {"particles": 32, "resample": resample, "policy": smc.always}
+        fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(observed), **rules)
+        return jnp.exp(ds.sample(key, fk, (100 * 32,), check=False).log_z - LOG_EVIDENCE).mean()
+
+    errors = {}
+    for name, resample in (("stop", smc.stop_gradient()), ("plain", smc.multinomial)):
+        slope = jax.jit(jax.vmap(jax.grad(lambda y, key, r=resample: relative(y, key, r)), (None, 0)))
+        found = np.asarray(slope(OBSERVED, jax.random.split(KEY, 80)))
+        errors[name] = np.abs(found.mean(axis=0) - truth) / (found.std(axis=0) / np.sqrt(80))
+    assert (errors["stop"] < 4.5).all()
+    assert errors["plain"].max() > 8  # what the gradient misses without
