@@ -20,7 +20,6 @@ from diffsample.denoiser import Denoiser
 from diffsample.nets import digits
 from diffsample.sampler import Sampler
 from diffsample.sampling import sample
-from diffsample.struct import pytree, static
 
 Reward = Callable[[Array, Array], Array]  # images [B, 8, 8, 1], labels [B] -> [B]
 
@@ -51,25 +50,6 @@ RESAMPLERS: dict[str, Any] = {
     "systematic": smc.systematic,
 }
 COLUMNS = 10  # images of each group in the picture
-
-
-@pytree
-class Steered(smc.Potential):
-    """FK steering by differences of the reward of x0-hat, exact at the end: the law is p(x) exp(strength reward)."""
-
-    strength: Any
-    reward: Reward = static()
-
-    def start(self, view: Any) -> tuple[Array, Array]:
-        value = self.strength * self.reward(view.x0, view.cond)
-        return value, value
-
-    def __call__(self, transition: smc.Transition, memory: Array) -> tuple[Array, Array]:
-        value, _ = self.start(transition.after)
-        return value - memory, value
-
-    def finish(self, closing: smc.Closing, memory: Array) -> Array:
-        return self.strength * self.reward(closing.x, closing.before.cond) - memory
 
 
 class Run(NamedTuple):
@@ -113,7 +93,7 @@ def weighted(options: argparse.Namespace, plain: Any) -> smc.FeynmanKac:
     """The particles that the options ask for, over the table and the network of a plain sampler."""
     rules = {"resample": RESAMPLERS[options.resample], "policy": smc.ess(options.threshold)}
     if options.reward is not None:
-        potential = Steered(1.0 if options.strength is None else options.strength, REWARDS[options.reward])
+        potential = smc.fk_difference(REWARDS[options.reward], 1.0 if options.strength is None else options.strength)
         return smc.feynman_kac(plain, potential, particles=options.particles, **rules)
     if options.product is None:
         target = tempered(plain.denoiser, options.temperature)
