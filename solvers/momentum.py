@@ -13,16 +13,19 @@ from diffsample.solvers.multistep import ADAMS, _check_order, backward_differenc
 from diffsample.tableau import About, Tableau
 
 
-def heavy_ball(tableau: Tableau, beta: float) -> Tableau:
+def heavy_ball(tableau: Tableau, beta: float, *, nesterov: bool = False) -> Tableau:
     """Polyak's heavy ball on a multistep table: v <- (1 - beta) v + beta g, x <- A x + b v.
 
     g is the method's increment B F divided by b, the sum of its weights; the first v is the first g. The same calls,
     one more register. First order for beta < 1, with a larger region of stability in the real direction, which removes
-    divergence artifacts at few steps and high guidance; beta = 1 is the table itself.
+    divergence artifacts at few steps and high guidance; beta = 1 is the table itself. Nesterov's form moves by
+    (1 - beta) v + beta g with the new v: its error is 1 - beta times that of the heavy ball, and what it widens is the
+    imaginary direction.
 
     Args:
         tableau: a table of one register that keeps the same output at every call (`plms`, `euler`, `dpmpp`).
         beta: damping in (0, 1].
+        nesterov: look ahead, as above.
 
     Reference: Wizadwongsa et al. 2024, arXiv 2307.11118, section 4.1.
 
@@ -45,25 +48,29 @@ def heavy_ball(tableau: Tableau, beta: float) -> Tableau:
     A[:, 0, 0], A[0, 1, 1] = tableau.A[:, 0, 0], 1.0
     for r in range(1, n + 1):
         damping = beta if r > 1 else 1.0
-        A[r, :, 1] += (1 - damping) * np.array([total[r], 1.0])
-        B[r] = damping * weights[r] * np.array([[1.0], [1 / total[r]]])
+        keep, take = np.full((2, 1), 1 - damping), np.full((2, 1), damping)  # shares of the old v and of g
+        if nesterov:
+            keep[0], take[0] = keep[1] ** 2, take[1] * (1 + keep[1])
+        per_total = np.array([[1.0], [1 / total[r]]])
+        A[r, :, 1:] += keep * total[r] * per_total
+        B[r] = take * weights[r] * per_total
     order = tableau.about.order if beta == 1 else 1
-    about = About(f"heavy_ball({tableau.about.name})", order, tableau.about.process)
+    name = f"{'nesterov' if nesterov else 'heavy_ball'}({tableau.about.name})"
+    about = About(name, order, tableau.about.process)
     c = np.concatenate([tableau.c, np.zeros_like(tableau.c)], axis=1)
     return dataclasses.replace(tableau, A=A, B=B, c=c, about=about)
 
 
-def ghvb(process: Process, times: Grid | Sequence[float], *, order: int = 2, beta: float = 0.8) -> Tableau:
+def ghvb(process: Process, times: Grid | Sequence[float], *, order: float = 2, beta: float | None = None) -> Tableau:
     """GHVB, generalised heavy ball: v <- (1 - beta) v + beta eps first, then an extrapolation of the v's.
 
     One call a step, two registers. Keeps the order of the method without momentum: 1 for order=1, else 2 on general
-    grids and starts (see `plms`), and enlarges its region of stability; beta = 1 is `plms` of the same order. The
-    authors' label 1.8 is order=2, beta=0.8.
+    grids and starts (see `plms`), and enlarges its region of stability; beta = 1 is `plms` of the same order.
 
     Args:
         process, times: as for `plms`.
-        order: 1 to 5.
-        beta: damping in (0, 1].
+        order: 1 to 5; or the authors' fractional number: 1.8 is order=2, beta=0.8, and leaves no beta to be given.
+        beta: damping in (0, 1]; None is 0.8, or the fraction of `order`.
 
     Reference: Wizadwongsa et al. 2024, arXiv 2307.11118, algorithm 2 (with the sign of its eq. for order 2 corrected).
 
@@ -72,8 +79,7 @@ def ghvb(process: Process, times: Grid | Sequence[float], *, order: int = 2, bet
     >>> ds.solvers.ghvb(process, ds.times.uniform_logsnr(process, 8), order=4, beta=0.8).slots
     3
     """
-    _check_beta(beta)
-    _check_order(order, len(ADAMS), "ghvb")
+    order, beta = _order_and_damping(order, beta)
     program = Program(as_grid(process, times), registers=2)
     recent = []  # outputs newer than the velocity in register 1
     for i, (s, t) in enumerate(program.moves()):
@@ -99,6 +105,18 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
     """Weights on the newest velocity, the one before, ...; Adams-Bashforth's at beta = 1."""
     lag = (1 - beta) / beta
     return backward_differences([g + (ADAMS[j - 1] * lag if j else 0.0) for j, g in enumerate(ADAMS[:order])])
+
+
+def _order_and_damping(order: float, beta: float | None) -> tuple[int, float]:
+    """(order, beta) as given, or of the authors' number: 1.8 is (2, 0.8)."""
+    whole, fraction = int(np.ceil(order)), round(order % 1, 9)
+    if fraction and beta is not None:
+        raise ValueError(f"order={order!r} says order={whole}, beta={fraction:g} already, and beta={beta!r} was given; "
+                         f"give order={whole} and beta")  # fmt: skip
+    _check_order(whole, len(ADAMS), "ghvb")
+    damping = beta if beta is not None else fraction or 0.8
+    _check_beta(damping)
+    return whole, damping
 
 
 def _check_beta(beta: float) -> None:

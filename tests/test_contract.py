@@ -8,6 +8,9 @@ from methods import GUIDANCE, OTHER, PROCESSES, SOLVERS, representatives, table_
 
 import diffsample as ds
 from diffsample import solvers
+from diffsample.exact import run_on_host
+from diffsample.sampler import fold, normal, sample_keys
+from diffsample.sampling import CLOSING_STREAM
 
 VP = ds.VariancePreserving()
 GRID = ds.times.uniform_logsnr(VP, 6)
@@ -137,6 +140,27 @@ def test_the_whole_catalogue_shares_one_program_when_padded():
     assert len(TRACES) == count
     for same, table in zip(out, tables, strict=True):
         assert_same(same, run(table), 2e-6)
+
+
+@pytest.mark.parametrize(("wide", "tolerance"), [(True, 1e-12), (False, 5e-6)])
+def test_the_whole_catalogue_computes_its_tables(wide, tolerance):
+    """What the device makes of a table is what NumPy makes of it, of the draws that the keys say."""
+    tables = [table_of(name) for name in SOLVERS]
+    x, rows = np.linspace(-1.5, 1.5, 6).reshape(2, 3), max(t.rows for t in tables)
+    with jax.enable_x64(wide):
+        out = jax.vmap(lambda table: ds.sample(KEY, solvers.linear(network(), table), x=jnp.asarray(x)))(
+            ds.stack(tables)
+        )
+        keys = [sample_keys(KEY, 0, 2)] * (rows + 1)
+        keys = [fold(of, row) for of, row in zip(keys, [*range(rows), CLOSING_STREAM], strict=True)]
+        draws = np.stack([normal(key, x.shape, out.dtype) for key in keys])
+
+    def x0(x, level):
+        return (x - level.sigma * np.tanh(np.float64(np.float32(0.8)) * x)) / level.alpha
+
+    for found, table in zip(out, tables, strict=True):
+        own = np.concatenate([draws[: table.rows], draws[-1:]])
+        assert_same(found, run_on_host(table, x0, x, own), tolerance)
 
 
 def test_the_whole_catalogue_is_one_vmap():

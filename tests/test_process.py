@@ -230,3 +230,12 @@ def test_beta_table_prints_in_one_line():
 def test_constructors_refuse_impossible_values_by_name(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_half_indices_differ_from_k_diffusions_interpolation_as_measured():
+    """specs/solvers.md, 7: log alpha-bar is linear between indices here, log(sigma / alpha) there."""
+    table = DiscreteBetas.linear()
+    noise = np.exp(-table.half_logsnr(table.time(np.arange(1000))))
+    between = np.exp(-table.half_logsnr(table.time(np.arange(999) + 0.5)))
+    apart = np.abs(between / np.sqrt(noise[1:] * noise[:-1]) - 1)
+    np.testing.assert_allclose([apart[0], apart[10:].max(), apart[100:].max()], [3.9e-2, 1.2e-3, 2.3e-5], rtol=0.1)
