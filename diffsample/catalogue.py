@@ -66,6 +66,7 @@ METHODS: dict[str, Solver] = {
     "unipc(order=3, corrector=False)": lambda p, g: solvers.unipc(p, g, order=3, corrector=False),
     "heavy_ball(plms, 0.9)": lambda p, g: solvers.heavy_ball(solvers.plms(p, g), 0.9),
     "heavy_ball(dpmpp, 0.9)": lambda p, g: solvers.heavy_ball(solvers.dpmpp(p, g), 0.9),
+    "heavy_ball(plms, 0.9, nesterov=True)": lambda p, g: solvers.heavy_ball(solvers.plms(p, g), 0.9, nesterov=True),
     "ghvb(order=1)": lambda p, g: solvers.ghvb(p, g, order=1),
     "ghvb": solvers.ghvb,
     "ghvb(order=4)": lambda p, g: solvers.ghvb(p, g, order=4),
