@@ -1,5 +1,6 @@
 """Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers."""
 
+from diffsample.smc.adapted import fps, mcgdiff
 from diffsample.smc.choosing import killing, metropolis, metropolis_steps, rejection
 from diffsample.smc.chunking import InChunks, in_chunks
 from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
@@ -125,6 +126,7 @@ __all__ = [
     "fk_immediate",
     "fk_max",
     "fk_sum",
+    "fps",
     "global_",
     "guided",
     "hilbert",
@@ -143,6 +145,7 @@ __all__ = [
     "local",
     "log_conditional_effective_size",
     "log_effective_size",
+    "mcgdiff",
     "metropolis",
     "metropolis_steps",
     "multinomial",
