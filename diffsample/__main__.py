@@ -19,92 +19,16 @@ import numpy as np
 from jax import Array
 
 import diffsample as ds
-from diffsample import demo, guidance, particle_demo, plot, solvers, times
+from diffsample import demo, particle_demo, plot, solvers
+from diffsample.choices import FIXED_GRIDS, GRIDS, GUIDANCE, PROCESSES, RULE_OPTIONS, SOLVERS
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
 TRAINED = (0.002, 160.0)  # sigma / alpha that the network has seen
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.05  # the pixels have steps of 0.125, so less noise is of no use
-CHURN_MAX = 50.0  # S_tmax of Karras et al. 2022, table 5; leaves room above for the noise that churn adds
 COLUMNS = 10  # samples of each class in the picture
 
 
-def euler(process: ds.Process, grid: ds.Grid, *, churn: float = 0.0) -> ds.Tableau:
-    """Euler, with EDM's churn below CHURN_MAX."""
-    return solvers.euler(process, grid, churn=churn, churn_max=CHURN_MAX)
-
-
-def heun(process: ds.Process, grid: ds.Grid, *, churn: float = 0.0) -> ds.Tableau:
-    """Heun, with EDM's churn below CHURN_MAX."""
-    return solvers.heun(process, grid, churn=churn, churn_max=CHURN_MAX)
-
-
-def heavy_ball_dpmpp(process: ds.Process, grid: ds.Grid, *, order: int = 2, beta: float = 0.8) -> ds.Tableau:
-    """Heavy-ball momentum on DPM-Solver++."""
-    return solvers.heavy_ball(solvers.dpmpp(process, grid, order=order), beta)
-
-
-def heavy_ball_plms(process: ds.Process, grid: ds.Grid, *, order: int = 2, beta: float = 0.8) -> ds.Tableau:
-    """Heavy-ball momentum on PLMS."""
-    return solvers.heavy_ball(solvers.plms(process, grid, order=order), beta)
-
-
-def no_guidance(network: ds.Denoiser) -> ds.Denoiser:
-    """The conditional model itself."""
-    return network
-
-
-def cfg(network: ds.Denoiser, *, scale: float = 2.0) -> ds.Denoiser:
-    """Classifier-free guidance."""
-    return guidance.cfg(network, digits.NULL, scale)
-
-
-def apg(
-    network: ds.Denoiser, *, scale: float = 2.0, radius: float = 2.5, momentum: float = -0.5, eta_apg: float = 0.0
-) -> ds.Denoiser:
-    """Adaptive projected guidance."""
-    return guidance.apg(network, digits.NULL, scale, radius=radius, momentum=momentum, eta=eta_apg)
-
-
-SOLVERS: dict[str, Callable[..., ds.Tableau]] = {
-    "ddim": solvers.ddim,
-    "ddpm": solvers.ddpm,
-    "deis": solvers.deis_t,
-    "dpm2": solvers.dpm2,
-    "dpmpp": solvers.dpmpp,
-    "euler": euler,
-    "ghvb": solvers.ghvb,
-    "heavy-ball": heavy_ball_dpmpp,
-    "heavy-ball-plms": heavy_ball_plms,
-    "heun": heun,
-    "ipndm": solvers.ipndm,
-    "plms": solvers.plms,
-    "rk4": solvers.rk4,
-    "sde-dpmpp": solvers.sde_dpmpp,
-    "unipc": solvers.unipc,
-}
-PROCESSES: dict[str, Callable[[], ds.Process]] = {
-    "vp": ds.VariancePreserving,
-    "ve": ds.VarianceExploding,
-    "edm": ds.VarianceExploding,
-    "cosine": ds.Cosine,
-    "flow": ds.FlowMatching,
-    "subvp": ds.SubVP,
-    "betas": ds.DiscreteBetas.linear,
-}
-GRIDS: dict[str, Callable[..., ds.Grid]] = {
-    "uniform": times.uniform,
-    "quadratic": times.quadratic,
-    "logsnr": times.uniform_logsnr,
-    "karras": times.karras,
-}
-FIXED_GRIDS: dict[str, Callable[..., ds.Grid]] = {  # these know where they start
-    "ays": times.ays,
-    "leading": times.leading,
-    "linspace": times.linspace,
-    "trailing": times.trailing,
-}
-GUIDANCE: dict[str, Callable[..., ds.Denoiser]] = {"none": no_guidance, "cfg": cfg, "apg": apg}
 COMPARED = ("ddim", "dpmpp", "heun", "ghvb", "heavy-ball")  # euler takes the same steps as ddim
 
 
@@ -222,7 +146,9 @@ def run_sample(options: argparse.Namespace, setting: Setting, grid: ds.Grid, sam
     key = jax.random.key(options.seed)
     run = demo.sample_twice(key, sampler, labels, digits.SHAPE, options.progress)
     frechet, agreement = demo.quality(run.images, labels, setting.judge)
-    parts = f"{tableau.calls} by the solver, times {setting.denoiser.evaluations} by the guidance"
+    times, rest = divmod(sampler.nfe, tableau.calls)
+    guided = f"{sampler.nfe - tableau.calls} more" if rest or options.guidance == "interval" else f"times {times}"
+    parts = f"{tableau.calls} by the solver, {guided} by the guidance"
     print(f"network calls     {sampler.nfe} a sample: {parts}")
     for name, seconds, compiles in zip(("first", "second"), run.seconds, run.compiles, strict=True):
         print(f"{name + ' call':17} {seconds:.2f} s for {n} samples, {compiles} programs compiled")
@@ -271,12 +197,7 @@ def _parser(what: str, command: str) -> argparse.ArgumentParser:
     parser.add_argument("--sigma-max", type=_number, help=f"noise / signal at the start (default: {SIGMA_MAX:g})")
     parser.add_argument("--sigma-min", type=_number, help=f"the same before the last step (default: {SIGMA_MIN:g})")
     parser.add_argument("--guidance", choices=GUIDANCE, default="none", help=_default("guidance rule"))
-    for name, what in (
-        ("scale", "guidance scale, 1 is the conditional model"),
-        ("radius", "largest norm of the guidance"),
-        ("momentum", "weight of past guidance"),
-        ("eta-apg", "share kept of the guidance along the image"),
-    ):
+    for name, what in RULE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=_number, help=_applies(what, name, GUIDANCE))
     if command != "particles":
         parser.add_argument("--number", type=int, default=1000, help=_default("samples drawn and judged"))
@@ -294,7 +215,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     _check(options)
     process, models = PROCESSES[options.process](), digits.load()
     network = ds.Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
-    names = ("scale", "radius", "momentum", "eta_apg")
+    names = [name.replace("-", "_") for name in RULE_OPTIONS]
     denoiser = _call(partial(GUIDANCE[options.guidance], network), options, names, "guidance", GUIDANCE)
     labels = jnp.asarray(np.resize(options.labels, options.number), jnp.int32)
     return Setting(process, denoiser, labels, demo.Judge(models.class_means, models.class_covs, models.classifier))

@@ -22,6 +22,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.__main__",
     "diffsample.catalogue",
     "diffsample.certify",
+    "diffsample.choices",
     "diffsample.certify_sampler",
     "diffsample.contract",
     "diffsample.demo",

@@ -67,6 +67,24 @@ def test_guided_heun_counts_both_branches_and_draws_one_row_a_class(tmp_path, ca
     assert width > 2.5 * height
 
 
+@pytest.mark.parametrize(
+    ("rule", "calls", "parts"),
+    [
+        ("cfg++ --scale 0.8", 8, "4 by the solver, times 2 by the guidance"),
+        ("rescale --share 0.5", 8, "4 by the solver, times 2 by the guidance"),
+        ("cfg-zero --zero-steps 1", 8, "4 by the solver, times 2 by the guidance"),
+        ("interval --low 0.5 --high 6", 5, "4 by the solver, 1 more by the guidance"),
+    ],
+)
+def test_rules_by_name_count_their_calls(rule, calls, parts, tmp_path, capsys):
+    """Levels 80, 6.8, 0.58 and 0.05 on the default grid."""
+    command = f"--steps 4 --labels 3 --number 4 --guidance {rule} --out {tmp_path / 'a.png'}"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert number_after("network calls", printed) == calls
+    assert parts in printed
+
+
 def test_five_hundred_samples_are_good_digits_of_the_class_asked_for(tmp_path, capsys):
     assert main(["--number", "500", "--steps", "12", "--out", str(tmp_path / "a.png")]) == 0
     printed = capsys.readouterr().out
@@ -122,6 +140,8 @@ def test_compare_orders_solvers_and_steps_in_one_program(tmp_path, capsys):
         ("--solver plms --churn 3", "--churn does not apply to --solver plms; it applies to: euler, heun"),
         ("--scale 2", "--scale does not apply to --guidance none; it applies to: cfg, apg"),
         ("--guidance cfg --eta-apg 0", "--eta-apg does not apply to --guidance cfg; it applies to: apg"),
+        ("--guidance interval --low 2 --high 1", "low=2.0, high=1.0"),
+        ("--guidance rescale --low 1", "--low does not apply to --guidance rescale; it applies to: interval"),
         ("compare --order 2", "--order 2"),
     ],
 )
