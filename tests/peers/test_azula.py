@@ -1,7 +1,7 @@
 """Against azula in float64: moment matching and fixed covariances around one nonlinear denoiser, one state, one level.
 
-azula's guided denoisers return the posterior mean; the pair here has it as x0. Its Krylov iterations are compared one by
-one, so that the iterates are the same and not only their limit.
+azula's guided denoisers return the posterior mean; the pair here has it as x0. Its Krylov iterations are compared one
+by one, so that the iterates are the same and not only their limit.
 """
 
 import jax
