@@ -96,6 +96,22 @@ def test_path_filter_is_unbiased_for_the_normaliser():
     assert found.std() == pytest.approx(0.28, abs=4 * 0.28 / (2 * runs) ** 0.5 + 0.005)
 
 
+def test_a_potential_that_is_nan_shows_in_the_chain():
+    def broken(x, y):
+        return jnp.where(y > 1.9, jnp.nan, chains.log_likelihood(x, y))
+
+    model = chains.chain()
+    model = smc.GaussianModel(model.mean, model.std, chains.drift, model.noise, broken, model.data)
+    run = smc.particle_gibbs(jax.random.key(0), model, smc.path_of(model, jnp.zeros((6, 1))), 3, ConditionalSMC(4))
+    assert np.isnan(run.log_z).all()
+
+
+def test_weights_are_float32_where_states_are_bfloat16():
+    model = smc.GaussianModel(jnp.zeros(1, jnp.bfloat16), 1.0, chains.drift, 0.7, chains.log_likelihood, jnp.ones(3))
+    cloud, _ = smc.particle_filter(jax.random.key(0), model, 4, resample=smc.multinomial)
+    assert (cloud.x.dtype, cloud.log_w.dtype, cloud.log_z.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+
+
 def test_conditional_smc_refuses_a_lone_reference():
     with pytest.raises(ValueError, match="particles=1"):
         ConditionalSMC(1)

@@ -15,6 +15,7 @@ from diffsample.denoiser import PyTree
 from diffsample.smc.paths import PathModel, first_row, later_rows, log_link, spread, take
 from diffsample.smc.policies import Policy, always
 from diffsample.smc.resampling import Resampler
+from diffsample.smc.weights import log_mean
 
 
 class Path(NamedTuple):
@@ -31,7 +32,7 @@ class Generation(NamedTuple):
     seen: PyTree  # [N, ...]
     log_w: Array  # [N]
     ancestors: Array  # [N] int32, parents in the generation before; 0, ..., N - 1 at k = 0
-    log_z: Array  # [], estimate of the normaliser up to k; exp of it is unbiased where there is no reference
+    log_z: Array  # [], normaliser up to k, exp of it unbiased without a reference; NaN after a NaN or +inf potential
 
 
 class Collector(Protocol):
@@ -92,7 +93,8 @@ def _first(key: Array, model: PathModel, n: int, path: Path | None) -> Generatio
     x = x if path is None else _pin(x, first_row(path.x))
     seen = model.look(x, row)
     log_w = model.log_start(seen, row)
-    return Generation(x, seen, log_w, jnp.arange(n, dtype=jnp.int32), logsumexp(log_w) - jnp.log(n).astype(log_w.dtype))
+    log_w = log_w.astype(jnp.promote_types(log_w.dtype, jnp.float32))
+    return Generation(x, seen, log_w, jnp.arange(n, dtype=jnp.int32), _valid(log_mean(log_w), log_w))
 
 
 def _advance(
@@ -124,7 +126,12 @@ def _advance(
     log_w = jnp.where(resampled, jnp.zeros_like(before.log_w), before.log_w)
     weighed = log_w + model.log_potential(parents, seen, row)
     log_z = before.log_z + logsumexp(weighed) - logsumexp(log_w)
-    return Generation(x, seen, weighed, ancestors, log_z)
+    return Generation(x, seen, weighed, ancestors, _valid(log_z, weighed))
+
+
+def _valid(log_z: Array, log_w: Array) -> Array:
+    """log Z, or NaN where a weight is NaN or infinite (logsumexp would hide it)."""
+    return jnp.where(jnp.any(jnp.isnan(log_w) | (log_w == jnp.inf)), jnp.nan, log_z)
 
 
 def _pin(x: PyTree, held: PyTree) -> PyTree:

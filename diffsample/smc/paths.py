@@ -82,6 +82,7 @@ def log_link(model: PathModel, before: PyTree, x: PyTree, after: PyTree, row: Py
 
 def gaussian_log_ratio(x: Array, mean: Array, std: Any) -> Array:
     """-|x - mean|^2 / (2 std^2), [N]: the part of a Gaussian log-density that depends on the mean."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scaled = (x - mean) / expand(std, x)
     return -0.5 * jnp.sum(scaled**2, axis=range(1, x.ndim))
 
