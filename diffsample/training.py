@@ -1,6 +1,7 @@
-"""A small trainer, and the command that makes the models shipped in `diffsample.nets.digits`.
+"""A small trainer, and the command that makes the models shipped in `diffsample.nets`.
 
     python -m diffsample.training digits --out DIR
+    python -m diffsample.training digit-tokens --out DIR
 
 The denoiser is trained in the coordinates x + s n, with the preconditioning of Karras et al. 2022 (arXiv 2206.00364).
 Its regression target is the exact posterior mean over the data set, E[x0 | x + s n, label], instead of the one x0 that
@@ -196,18 +197,22 @@ def _progress(steps: Iterable[int]) -> Iterable[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: `python -m diffsample.training digits [--out DIR] [--steps N] [--seed S]`."""
+    """Command line: `python -m diffsample.training digits|digit-tokens [--out DIR] [--steps N] [--seed S]`."""
+    from diffsample.training_tokens import train_digit_tokens
+
+    train = {"digits": train_digits, "digit-tokens": train_digit_tokens}
     parser = argparse.ArgumentParser(
         prog="python -m diffsample.training", description="Trains the models that ship with the package."
     )
-    parser.add_argument("model", choices=["digits"], help="what to train")
-    parser.add_argument("--out", type=Path, default=Path("digits"), help="checkpoint directory (default: ./digits)")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps of the denoiser (default: 5000)")
+    parser.add_argument("model", choices=train, help="what to train")
+    parser.add_argument("--out", type=Path, help="checkpoint directory (default: ./ and the model's name)")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="decides the run (default: 0)")
     options = parser.parse_args(argv)
     start = time.monotonic()
-    checkpoint.save(options.out, train_digits(jax.random.key(options.seed), options.steps, digits_data()))
-    print(f"saved {options.out} after {time.monotonic() - start:.0f} s")
+    out = options.out or Path(options.model)
+    checkpoint.save(out, train[options.model](jax.random.key(options.seed), options.steps, digits_data()))
+    print(f"saved {out} after {time.monotonic() - start:.0f} s")
     return 0
 
 

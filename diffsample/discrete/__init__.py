@@ -7,6 +7,7 @@ A policy says which positions to reveal and when, a proposal what to draw, a cor
 
 from diffsample.discrete.any_subset import Speculative, speculative
 from diffsample.discrete.categorical import CoarseGumbel, gumbel_max, inverse_cdf
+from diffsample.discrete.classifier_guidance import classifier_guided, classifier_guided_by_gradient
 from diffsample.discrete.correctors import Gibbs, Informed
 from diffsample.discrete.decoder import Context, Decoded, Decoder, DecoderView, Policy, Reveal, Selection
 from diffsample.discrete.drafted import blockwise, low_confidence, maskgit, path_planning
@@ -23,6 +24,7 @@ from diffsample.discrete.likelihood import (
     score_entropy,
     set_weights,
 )
+from diffsample.discrete.marginals import BlockGibbs, MarginalModel
 from diffsample.discrete.model import Laws, MaskedModel, from_logits
 from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first_hitting, given_order
 from diffsample.discrete.proposals import Extrapolated, Temperature, TopK, TopP, chain, greedy
@@ -46,9 +48,11 @@ from diffsample.discrete.schedules import (
     levels,
 )
 from diffsample.discrete.scored import best_first, confidence, entropy_bounded, margin, negative_entropy, threshold
+from diffsample.discrete.uniform import leave_one_out_step, posterior_step, uniform_ancestral
 
 __all__ = [
     "AcceptanceStop",
+    "BlockGibbs",
     "Bounded",
     "CoarseGumbel",
     "Context",
@@ -66,6 +70,7 @@ __all__ = [
     "Keyed",
     "Laws",
     "LogLinear",
+    "MarginalModel",
     "MaskedModel",
     "Policy",
     "Polynomial",
@@ -84,6 +89,8 @@ __all__ = [
     "best_first",
     "blockwise",
     "chain",
+    "classifier_guided",
+    "classifier_guided_by_gradient",
     "confidence",
     "cosine_sizes",
     "cross_entropy",
@@ -102,6 +109,7 @@ __all__ = [
     "importance_weighted_bound",
     "inverse_cdf",
     "k_seq",
+    "leave_one_out_step",
     "levels",
     "log_likelihood",
     "low_confidence",
@@ -110,6 +118,7 @@ __all__ = [
     "maskgit",
     "negative_entropy",
     "path_planning",
+    "posterior_step",
     "remask_at_most",
     "remask_loop",
     "remask_rescaled",
@@ -122,4 +131,5 @@ __all__ = [
     "speculative",
     "threshold",
     "trapezoidal",
+    "uniform_ancestral",
 ]
