@@ -1,7 +1,8 @@
 """The command line: samples the shipped digits with any solver, process, grid and guidance, judges and draws them.
 
 `python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
-measures quality against network calls, solver by solver; `python -m diffsample --particles K --reward NAME` steers.
+measures quality against network calls, solver by solver; `python -m diffsample --particles K --reward NAME` steers;
+`python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 from jax import Array
 
 import diffsample as ds
-from diffsample import demo, particle_demo, plot, solvers
+from diffsample import demo, particle_demo, plot, solvers, token_demo
 from diffsample.choices import FIXED_GRIDS, GRIDS, GUIDANCE, PROCESSES, RULE_OPTIONS, SOLVERS
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.pop(0) if arguments[:1] in (["sample"], ["compare"]) else "sample"
     if command == "sample" and any(argument.split("=")[0] == "--particles" for argument in arguments):
         command = "particles"
-    plan, parser = COMMANDS[command]
     try:
+        model, arguments = _model(arguments)
+        plan, parser = COMMANDS[model if model in COMMANDS else command]
         job = plan(parser().parse_args(arguments))
     except (ValueError, TypeError, ImportError, OSError) as error:
         return _complain(error, 2)
@@ -66,9 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _model(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """(the shipped model asked for, the other arguments)."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", choices=["digits", "digit-tokens"], default="digits")
+    known, others = parser.parse_known_args(arguments)
+    return known.model, others
+
+
 def sample_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample`."""
-    what = "sample the shipped digits; `compare --help` and `--particles 64 --help` show the other commands"
+    what = (
+        "sample the shipped digits; `compare --help`, `--particles 64 --help` and `--model digit-tokens --help` show "
+        "the other commands"
+    )
     parser = _parser(what, "sample")
     _add_solver(parser, "dpmpp", 20)
     parser.add_argument("--progress", action="store_true", help="show a bar (needs tqdm)")
@@ -302,6 +315,7 @@ def _complain(error: Exception, code: int) -> int:
 
 COMMANDS: dict[str, tuple[Callable[..., Callable[[], None]], Callable[[], argparse.ArgumentParser]]] = {
     "compare": (plan_compare, compare_parser),
+    "digit-tokens": (token_demo.plan, partial(token_demo.parser, Parser)),
     "particles": (plan_particles, particles_parser),
     "sample": (plan_sample, sample_parser),
 }

@@ -106,7 +106,7 @@ def test_marginal_model_has_the_likelihood_the_conditionals_and_the_residual_of_
 
 @double
 def test_block_gibbs_with_all_positions_is_exact_from_any_start():
-    # all tokens at once, independently; then a joint redraw of everything, or of two given the one left, whose law is right
+    # all tokens at once, independently; then a joint redraw of all, or of two given the third, whose own law is right
     chain = exact.markov_chain([0.5, 0.3, 0.2], [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]], 3)
     model = discrete.MarginalModel(log_marginal, chain, 3, 3)
     tv = {}

@@ -30,6 +30,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.particle_demo",
     "diffsample.running",
     "diffsample.sampler_catalogue",
+    "diffsample.token_demo",
     "diffsample.training",
     "diffsample.training_tokens",
 )
