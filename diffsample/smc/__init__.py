@@ -49,7 +49,9 @@ from diffsample.smc.tempering import log_conditional_effective_size, next_increm
 from diffsample.smc.token_energy import energy_pick, joint_energy
 from diffsample.smc.token_experts import RewardTilted, token_guidance, token_product
 from diffsample.smc.token_potentials import MaskTempering, TokenWeights, token_weights, x0_reward
-from diffsample.smc.twisting import Look, Twist, Twisted, TwistRatio, das, on_x0, tds, tempered, twist_ratio, twisted
+from diffsample.smc.twisted_samplers import das, tds
+from diffsample.smc.twisting import Twist, Twisted, TwistRatio, twist_ratio, twisted
+from diffsample.smc.twists import Look, on_x0, tempered
 from diffsample.smc.variance import Variances, variances
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size

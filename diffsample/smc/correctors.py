@@ -15,16 +15,17 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, expand
 from diffsample.process import Level
-from diffsample.sampler import Kernel, Sampler, View, normal
+from diffsample.sampler import Kernel, Sampler, View
 from diffsample.smc.experts import Experts, Product
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.functions import as_pytree
-from diffsample.smc.gauge import Matched, log_surrogates, matched, per_expert, square_noise
-from diffsample.smc.master import log_kernel_ratio, total
+from diffsample.smc.gauge import square_noise
+from diffsample.smc.master import log_kernel_ratio
 from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.smc.resampling import systematic
 from diffsample.smc.starting import started
+from diffsample.smc.surrogates import ProductStart, Surrogates
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 
@@ -47,59 +48,6 @@ class Tracked(NamedTuple):
     level: Level  # reached, fields [B]
     exponents: Array  # [E] reached
     log_q: Any  # [B, E] log-densities of the experts in y, where exponents change; else ()
-
-
-@pytree
-class Surrogates:
-    """The Gaussian surrogates of the experts, and what their product under exponents [E] is."""
-
-    means: Any
-    variances: Any
-
-    def product(self, exponents: Array, x: Array, level: Level) -> Matched:
-        """The product at a level."""
-        return matched(self.means, self.variances, exponents, x, level)
-
-    def log_each(self, x: Array, level: Level) -> Array:
-        """Log-densities [B, E] of y."""
-        return log_surrogates(self.means, self.variances, x, level).T
-
-    def log_normaliser(self, exponents: Array, x: Array, level: Level) -> Array:
-        """log of the integral of the product over y, [B]: its largest value times that of a Gaussian of its width."""
-        law = self.product(exponents, x, level)
-        peak = jnp.broadcast_to(expand(level.alpha, x) * law.mean, x.shape)
-        width = jnp.broadcast_to(0.5 * jnp.log(2 * jnp.pi / law.precision), x.shape)
-        return self.log_each(peak, level) @ exponents + total(width)
-
-    def missed(self, exponents: Array, x: Array, level: Level, reached: Level) -> Array:
-        """What the left-point rule misses of the change of `log_normaliser` over a step with the gauge on, [B]."""
-        law = self.product(exponents, x, level)
-        away = law.mean[None] - per_expert(self.means, x)
-        spreads = per_expert(self.variances, x) + square_noise(level, x)[None]
-        rate = law.kappa - 0.5 * (per_expert(exponents, x) * (away / spreads) ** 2).sum(axis=0)
-        gap = square_noise(level, x) - square_noise(reached, x)
-        change = self.log_normaliser(exponents, x, reached) - self.log_normaliser(exponents, x, level)
-        return change - total(jnp.broadcast_to(rate * gap, x.shape))
-
-    def log_start(self, exponents: Array, x: Array, level: Level) -> Array:
-        """log-density [B] in y of the start N(mu, 1 / Lambda)."""
-        law = self.product(exponents, x, level)
-        z = x / expand(level.alpha, x) - law.mean
-        return total(0.5 * (jnp.log(law.precision / (2 * jnp.pi)) - law.precision * z**2))
-
-
-@pytree
-class ProductStart:
-    """Draws of N(mu, 1 / Lambda) at the first level: about N(0, sigma^2 / B), never N(0, sigma^2)."""
-
-    surrogates: Surrogates
-    exponents: Any  # [E]
-    level: Level
-
-    def __call__(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        z = normal(keys, shape, dtype)
-        law = self.surrogates.product(jnp.asarray(self.exponents, z.dtype), z, self.level)
-        return expand(self.level.alpha, z) * (law.mean + z / jnp.sqrt(law.precision))
 
 
 @pytree
@@ -189,7 +137,7 @@ def corrector(target: Product, *, log_density: Any = None) -> Corrector:
     Reference: Skreta et al. 2025, arXiv 2503.02819.
 
     >>> import diffsample as ds
-    >>> corrector(annealed_law := ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 2.0)).tracks
+    >>> corrector(ds.smc.annealed(ds.exact.Gaussian(0.0, 1.0), 2.0)).tracks
     False
     """
     return _corrector(target, log_density, by_rate)

@@ -10,7 +10,6 @@ steering by differences, a shift by the gradient is TDS and DAS, half of it the 
 The shift happens to x0, by (sigma^2 / alpha) grad log psi, so a twist is a denoiser and any one-register table moves.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,23 +21,12 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level, Process
 from diffsample.sampler import Kernel, Sampler, View
-from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.master import total
-from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
-from diffsample.smc.resampling import systematic
+from diffsample.smc.twists import Look, full
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
-
-
-class Look(NamedTuple):
-    """What a twist reads of a state."""
-
-    x0: Array  # [B, ...] predicted clean sample
-    level: Level
-    pull: Callable[[Array], Array]  # v [B, ...] -> v dx0/dx, the vector-Jacobian product of the prediction
-    memory: PyTree = ()  # the denoiser's; of a product, `memory.x0` holds the experts' predictions
 
 
 class Twist(NamedTuple):
@@ -171,7 +159,7 @@ def twisted(
         ValueError: at trace time: a twist that is not one number a sample, or has no gradient where one is asked for.
 
     >>> import diffsample as ds
-    >>> ds.smc.twisted(ds.exact.Gaussian(0.0, 1.0), on_x0(lambda x0, cond: x0)).vjps
+    >>> ds.smc.twisted(ds.exact.Gaussian(0.0, 1.0), ds.smc.on_x0(lambda x0, cond: x0)).vjps
     1
     """
     if not callable(log_twist):
@@ -192,136 +180,6 @@ def twist_ratio(log_final: Callable[[Array, PyTree], Array], *, base: Any = None
     True
     """
     return TwistRatio(as_pytree(log_final), base)
-
-
-def tds(
-    sampler: Any,
-    log_twist: Callable[[Look, PyTree], Array],
-    log_final: Callable[[Array, PyTree], Array],
-    *,
-    particles: int,
-    strength: Any = None,
-    guide: Any = 1.0,
-    base: Any = None,
-    resample: Any = systematic,
-    policy: Policy | None = None,
-) -> FeynmanKac:
-    """TDS, the twisted diffusion sampler: particles that follow grad log psi and are weighed for it.
-
-    Carries p(x) exp(log_final(x)) / Z, exactly as particles grow, for any twist and number of steps; exp(log_z) is an
-    unbiased estimate of Z = E[exp log_final] under the sampler. One call and one vector-Jacobian product a row and
-    particle.
-
-    Args:
-        sampler: `solvers.linear(denoiser, table)`, a one-register table with noise in every move (`ddpm`); its denoiser
-            is twisted here.
-        log_twist, strength, guide: as for `twisted`. log_final, base: as for `twist_ratio`.
-        particles, resample, policy: as for `feynman_kac`.
-
-    Reference: Wu et al. 2023, arXiv 2306.17775, algorithm 1.
-
-    >>> import jax, diffsample as ds
-    >>> process = ds.VariancePreserving()
-    >>> table = ds.solvers.ddpm(process, ds.times.uniform_logsnr(process, 20), large=True)
-    >>> sampler, up = ds.solvers.linear(ds.exact.Gaussian(0.0, 1.0), table), lambda x0, cond: x0
-    >>> out = ds.sample(jax.random.key(0), tds(sampler, on_x0(up), up, particles=256), (256,))
-    >>> bool(abs(out.mean(out.x)[0] - 1) < 0.2)
-    True
-    """
-    around = dataclasses.replace(sampler, denoiser=twisted(sampler.denoiser, log_twist, strength=strength, guide=guide))
-    potential = twist_ratio(log_final, base=base)
-    return feynman_kac(around, potential, particles=particles, resample=resample, policy=policy)
-
-
-def das(
-    sampler: Any,
-    reward: Callable[[Array, PyTree], Array],
-    scale: Any,
-    *,
-    particles: int,
-    rate: Any = 0.008,
-    resample: Any = systematic,
-    policy: Policy | None = None,
-) -> FeynmanKac:
-    """DAS: TDS for a reward, psi_t = exp(lambda_t scale r(x0)), tempered as lambda_i = min((1 + rate)^i - 1, 1).
-
-    Early predictions, which mean little, count little. Carries p(x) exp(scale r(x)) / Z.
-
-    Args:
-        sampler, particles, policy: as for `tds`. resample: the paper's is `smc.ssp`.
-        reward: (x0, condition) -> [B], with a gradient. scale: 1 / alpha_KL, a leaf.
-        rate: gamma; 0.008 reaches 1 after 87 steps.
-
-    Reference: Kim et al. 2025, arXiv 2501.05803.
-
-    >>> float(tempered(0.008)(88))
-    1.0
-    """
-    weight = Scaled(as_pytree(reward), scale)
-    return tds(
-        sampler,
-        on_x0(weight),
-        weight,
-        particles=particles,
-        strength=tempered(rate),
-        resample=resample,
-        policy=policy,
-    )
-
-
-@pytree
-class Scaled:
-    """scale * reward."""
-
-    reward: Any
-    scale: Any
-
-    def __call__(self, x0: Array, cond: PyTree) -> Array:
-        reward = self.reward(x0, cond)
-        return jnp.asarray(self.scale, reward.dtype) * reward
-
-
-@pytree
-class OnPrediction:
-    """A function of the prediction as a twist."""
-
-    function: Any
-
-    def __call__(self, look: Look, cond: PyTree) -> Array:
-        return self.function(look.x0, cond)
-
-
-def on_x0(function: Callable[[Array, PyTree], Array]) -> OnPrediction:
-    """A function (x0, condition) -> [B] of the predicted clean sample as a log-twist.
-
-    >>> on_x0(abs).function.function is abs
-    True
-    """
-    return OnPrediction(as_pytree(function))
-
-
-@pytree
-class Tempered:
-    """min((1 + rate)^i - 1, 1)."""
-
-    rate: Any
-
-    def __call__(self, index: Any) -> Array:
-        return jnp.minimum(jnp.expm1(index * jnp.log1p(jnp.asarray(self.rate, float))), 1.0)
-
-
-def tempered(rate: Any) -> Tempered:
-    """Strength min((1 + rate)^i - 1, 1) at step i: 0 at the start.
-
-    >>> float(tempered(1.0)(0)), float(tempered(1.0)(1))
-    (0.0, 1.0)
-    """
-    return Tempered(rate)
-
-
-def full(index: Any) -> float:
-    """Strength 1 at every step."""
-    return 1.0
 
 
 def _differentiated(value: Callable[[Array], Any], x: Array) -> Any:
