@@ -232,6 +232,16 @@ def test_deterministic_sampler_is_refused_unless_it_never_resamples(table):
     assert ds.sample(KEY, smc.feynman_kac(linear, Tilt(), particles=4, policy=smc.never), (4,)).x.shape == (4,)
 
 
+def test_resampling_waits_for_a_row_that_draws_noise():
+    table = solvers.euler(VP, GRID, churn=4.0, churn_min=0.1, churn_max=5.0)
+    linear = solvers.linear(ds.exact.Gaussian(0.0, 1.0), table)
+    out = ds.sample(KEY, smc.feynman_kac(linear, Tilt(), particles=4, policy=smc.always), (8,))
+    drawing = (table.c[:-1] != 0).any(axis=1)
+    assert 2 < drawing.sum() < 10 and not drawing[0]
+    np.testing.assert_array_equal(out.diagnostics.resampled[:, :-1], np.stack([drawing, drawing]))
+    assert len(np.unique(np.asarray(out.x))) == 8  # no copy stayed a copy
+
+
 def test_batch_that_is_no_multiple_of_the_particles_is_refused():
     with pytest.raises(ValueError, match="batch of 10 is no whole number of groups of 4"):
         ds.sample(KEY, smc.feynman_kac(sampler(), Tilt(), particles=4), (10,))
