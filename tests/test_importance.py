@@ -73,12 +73,12 @@ def test_adaptive_importance_sampling_finds_both_expectations():
     start = GaussianMixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.full((1, 1, 1), 2.0))
 
     found = [
-        smc.adaptive_importance_sampling(jax.random.key(i), log_f, functions, start, budget=6000) for i in range(12)
+        smc.adaptive_importance_sampling(jax.random.key(i), log_f, functions, start, budget=6000) for i in range(8)
     ]
     values = np.array([one.estimate.value for one in found], np.float64)
     errors = np.array([one.estimate.std_error for one in found], np.float64)
     z = (values - [TAIL, 1.0]) / errors
-    assert np.abs(z.mean(axis=0)).max() < 4.4 / 12**0.5
+    assert np.abs(z.mean(axis=0)).max() < 4.4 / 8**0.5
     assert np.abs(z).max() < 4.9
     # plain Monte Carlo of 6000 draws has (1.01e-3, 0.0183); the tail gains most, and the second moment does not lose
     assert errors.mean(axis=0)[0] < 2.5e-4

@@ -11,55 +11,14 @@ import token_paths as tp
 
 import diffsample as ds
 from diffsample import discrete, smc
-from diffsample.discrete import Selection
 from diffsample.smc import combine, token_guidance, token_product, token_weights
 from diffsample.struct import pytree
 
 POLICIES = {
     "random order": lambda: discrete.first_hitting(3),
     "given order": lambda: discrete.given_order([1, 2, 0]),
-    "most confident": lambda: MostConfident(jnp.arange(3)),
+    "most confident": lambda: discrete.best_first(3),
 }
-
-
-@pytree
-class MostConfident:
-    """The masked position whose law has the largest probability, chosen before its token."""
-
-    updates: jax.Array
-
-    @property
-    def steps(self):
-        return self.updates
-
-    @property
-    def adaptive(self):
-        return False
-
-    def width(self, length):
-        return 1
-
-    def init(self, draws, place):
-        return (), jnp.ones(place.masked.shape[0])
-
-    def select(self, draws, laws, place, memory, row):
-        best = laws.everywhere(lambda log_p, positions: jnp.max(log_p, axis=-1))
-        place_best = jnp.argmax(jnp.where(place.masked, best, -jnp.inf), axis=1)
-        reveal = (jnp.arange(place.masked.shape[1])[None] == place_best[:, None]) & place.masked
-        return Selection(reveal, place.clock), memory
-
-
-@pytree
-class AfterValue(MostConfident):
-    """LLaDA's low-confidence rule: draw a token everywhere, show the one whose probability is largest."""
-
-    def select(self, draws, laws, place, memory, row):
-        log_p = laws.everywhere(lambda log_p, positions: log_p)
-        tokens = draws.at(0).tokens(log_p, place.masked)
-        seen = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-        best = jnp.argmax(jnp.where(place.masked, seen, -jnp.inf), axis=1)
-        reveal = (jnp.arange(place.masked.shape[1])[None] == best[:, None]) & place.masked
-        return Selection(reveal, place.clock, tokens), memory
 
 
 def two_experts(exponents):
@@ -130,7 +89,7 @@ def test_debiased_guidance_samples_the_tilted_joint(x64):
 def test_position_after_value_is_biased_and_refused(x64):
     """Pitfall 18: the same weights after LLaDA's rule miss the target; the library reports it instead."""
     model = two_experts((2.0, 0.0))
-    decoder = discrete.Decoder(model, AfterValue(jnp.arange(3)))
+    decoder = discrete.Decoder(model, discrete.low_confidence(3))
     _, _, log_w = tp.weighted_paths(decoder, token_weights(decoder))
     assert np.isnan(log_w).all()
 

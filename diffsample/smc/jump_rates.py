@@ -81,6 +81,10 @@ def unmasking_jumps(
 
     Returns:
         `Jumps`, rates `[B, L, V]`.
+
+    >>> jumps = unmasking_jumps(jnp.log(jnp.full((1, 1, 1, 2), 0.5)), jnp.ones((1, 1), bool), [2.0], 1.0)
+    >>> jumps.rates.tolist(), jumps.growth.tolist()
+    ([[[0.25, 0.25]]], [-0.5])
     """
     tilted = _tilted(log_p, exponents, gain, masked)
     hazard = jnp.broadcast_to(jnp.asarray(hazard, tilted.dtype), masked.shape[:1])
@@ -108,6 +112,10 @@ def tempered_unmasking_jumps(
         `Jumps`, rates `[B, L, V]`.
 
     Reference: Hasan et al. 2026, arXiv 2601.10403.
+
+    >>> law = jnp.log(jnp.full((1, 1, 1, 2), 0.5))
+    >>> tempered_unmasking_jumps(law, jnp.ones((1, 1), bool), [1.0], 0.5, 1.0).growth.tolist()
+    [0.0]
     """
     tilted = _tilted(log_p, exponents, gain, masked)
     total = jnp.sum(jnp.asarray(exponents))

@@ -89,6 +89,10 @@ def energy_pick(
         ValueError: no candidate, a temperature that is not positive.
 
     Reference: Xu et al. 2024, arXiv 2410.21357.
+
+    >>> from diffsample import discrete
+    >>> energy_pick(discrete.first_hitting(4), lambda x0, x, log_mu: 0.0 * log_mu, candidates=3).width(4)
+    1
     """
     if candidates < 1:
         raise ValueError(f"candidates={candidates} must be at least 1")

@@ -140,6 +140,11 @@ def token_guidance(model: MaskedModel, null: PyTree, scale: Any) -> TokenProduct
         model: conditional masked model. null: the null condition of one sequence. scale: 1 is the conditional model.
 
     Reference: Lee et al. 2025, Debiasing Guidance for Discrete Diffusion with Sequential Monte Carlo, arXiv 2502.06079.
+
+    >>> from diffsample import discrete
+    >>> model = discrete.from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 3)), (), vocab=3, mask_id=3)
+    >>> token_guidance(model, null=0, scale=2.5).exponents.tolist()
+    [2.5, -1.5]
     """
     return token_product([model, GivenCondition(model, null)], jnp.stack([jnp.asarray(scale), 1 - jnp.asarray(scale)]))
 

@@ -66,7 +66,7 @@ def token_weights(decoder: Any, log_reward: Any = None) -> TokenWeights:
 
     Args:
         decoder: `discrete.Decoder` over a model or a `token_product`, that reveals one position an update to be exact
-            (`first_hitting`, `given_order`, `most_confident` of one), with any proposal.
+            (`first_hitting`, `given_order`, `best_first`), with any proposal.
         log_reward: function view -> `[B]` of partly masked sequences, for example `x0_reward`; only its value at the
             finished sequence enters the target, the rest guides. None for none.
 
@@ -97,6 +97,9 @@ class MaskTempering(Potential):
 
     Args:
         total: B, a leaf.
+
+    >>> MaskTempering(2.0).total
+    2.0
     """
 
     total: Any
@@ -156,7 +159,15 @@ def x0_reward(model: Any, reward: Callable[[Array], Array], key: Array, *, sampl
         model: the decoder's. reward: function of complete sequences `[B, L]` -> `[B]`. key: typed key, of these draws
             only. samples: M.
 
+    Raises:
+        ValueError: no samples.
+
     Reference: Singhal et al. 2025, arXiv 2501.06848.
+
+    >>> from diffsample import discrete
+    >>> model = discrete.from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 3)), (), vocab=3, mask_id=3)
+    >>> x0_reward(model, lambda x: x.sum(axis=1) * 1.0, jax.random.key(0), samples=8).samples
+    8
     """
     if samples < 1:
         raise ValueError(f"samples={samples} must be at least 1")
