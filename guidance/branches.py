@@ -45,6 +45,10 @@ class TwoBranches(Denoiser, Protocol):
         """What the guided denoiser refuses."""
         self.denoiser.check(process, levels)
 
+    def init(self, x: Array) -> PyTree:
+        """A memory for each branch."""
+        return Branches(self.denoiser.init(x), self.denoiser.init(x))
+
 
 def null_like(null: PyTree, cond: PyTree) -> PyTree:
     """The null condition broadcast to the batch of the condition.

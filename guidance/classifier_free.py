@@ -22,9 +22,6 @@ class ClassifierFree(TwoBranches):
     scale: Any
     batched: bool = static(default=True)
 
-    def init(self, x: Array) -> Branches:
-        return Branches(self.denoiser.init(x), self.denoiser.init(x))
-
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         (c, u), state = both(self.denoiser, x, at, cond, self.null, state, self.batched)
         extra = value_at(self.scale, at.now, x) - 1
@@ -44,9 +41,6 @@ class CFGPlusPlus(TwoBranches):
     def coupled(self) -> bool:
         """Never: the state follows the pair."""
         return False
-
-    def init(self, x: Array) -> Branches:
-        return Branches(self.denoiser.init(x), self.denoiser.init(x))
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         (c, u), state = both(self.denoiser, x, at, cond, self.null, state, self.batched)

@@ -53,9 +53,6 @@ class Independent(TwoBranches):
     scale: Any
     batched: bool = static(default=True)
 
-    def init(self, x: Array) -> Branches:
-        return Branches(self.denoiser.init(x), self.denoiser.init(x))
-
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         drawn, inside = jax.vmap(self.draw)(fold(at.keys, 0)), at._replace(keys=fold(at.keys, 1))
         (c, u), state = both(self.denoiser, x, inside, cond, drawn, state, self.batched)

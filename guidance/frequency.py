@@ -29,9 +29,6 @@ class FrequencyDecoupled(TwoBranches):
     axes: tuple[int, int] = static(default=(1, 2))
     batched: bool = static(default=True)
 
-    def init(self, x: Array) -> Branches:
-        return Branches(self.denoiser.init(x), self.denoiser.init(x))
-
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         (c, u), state = both(self.denoiser, x, at, cond, self.null, state, self.batched)
         bands = laplacian_pyramid(c.x0 - u.x0, len(self.scales), self.axes)

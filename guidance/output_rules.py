@@ -32,9 +32,6 @@ class OnOutputs(TwoBranches, Protocol):
         """Guided output minus c, for the outputs of the two branches."""
         ...
 
-    def init(self, x: Array) -> Branches:
-        return Branches(self.denoiser.init(x), self.denoiser.init(x))
-
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         branches, state = both(self.denoiser, x, at, cond, self.null, state, self.batched)
         c, u = (self.space.output(branch, at.now) for branch in branches)

@@ -3,7 +3,7 @@
 Different networks never share a call.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import Array
@@ -20,8 +20,25 @@ class PairState(NamedTuple):
     worse: PyTree
 
 
+class WithWorse(Denoiser, Protocol):
+    """What both rules say of their two networks."""
+
+    denoiser: Denoiser
+    worse: Denoiser
+
+    @property
+    def coupled(self) -> bool:
+        """Whether x = alpha x0 + sigma eps holds: where it does for both."""
+        return self.denoiser.coupled and self.worse.coupled
+
+    def check(self, process: Process | None, levels: Level) -> None:
+        """What either refuses."""
+        self.denoiser.check(process, levels)
+        self.worse.check(process, levels)
+
+
 @pytree
-class Autoguidance(Denoiser):
+class Autoguidance(WithWorse):
     """D + (scale - 1)(D - D_worse); see `autoguidance`."""
 
     denoiser: Denoiser
@@ -37,14 +54,6 @@ class Autoguidance(Denoiser):
     def vjps(self) -> int:
         return self.denoiser.vjps + self.worse.vjps
 
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled and self.worse.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
-        self.worse.check(process, levels)
-
     def init(self, x: Array) -> PairState:
         return PairState(self.denoiser.init(x), self.worse.init(x))
 
@@ -56,7 +65,7 @@ class Autoguidance(Denoiser):
 
 
 @pytree
-class Perturbed(Denoiser):
+class Perturbed(WithWorse):
     """CFG and guidance away from a perturbed network, from one conditional call; see `perturbed`."""
 
     denoiser: Denoiser
@@ -74,14 +83,6 @@ class Perturbed(Denoiser):
     @property
     def vjps(self) -> int:
         return 2 * self.denoiser.vjps + self.worse.vjps
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled and self.worse.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
-        self.worse.check(process, levels)
 
     def init(self, x: Array) -> PairState:
         return PairState(Branches(self.denoiser.init(x), self.denoiser.init(x)), self.worse.init(x))
