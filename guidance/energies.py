@@ -11,6 +11,7 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import Descending, add_score, descend, posterior_var
 from diffsample.guidance.measurement import as_operator, each, refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
+from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level, Process
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
@@ -30,7 +31,7 @@ class LossGuided(Descending):
 
 
 @pytree
-class MonteCarloLossGuided(Denoiser):
+class MonteCarloLossGuided(Wrapper):
     """The loss averaged over draws around the prediction; see `lgd_mc`."""
 
     denoiser: Denoiser
@@ -41,25 +42,14 @@ class MonteCarloLossGuided(Denoiser):
     draws: int = static()
 
     @property
-    def evaluations(self) -> int:
-        return self.denoiser.evaluations
-
-    @property
     def vjps(self) -> int:
         """One through every evaluation, whatever the number of draws, and the denoiser's own."""
         return self.denoiser.evaluations + self.denoiser.vjps
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled
 
     def check(self, process: Process | None, levels: Level) -> None:
         """What the denoiser refuses, and alpha = 0, by which the rule divides."""
         self.denoiser.check(process, levels)
         refuse_pure_noise(levels)
-
-    def init(self, x: Array) -> PyTree:
-        return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         radius = jnp.sqrt(posterior_var(at.now, self.data_var, x))

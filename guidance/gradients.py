@@ -19,14 +19,14 @@ from diffsample.guidance.measurement import (
     spread,
 )
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.process import Level, Process
+from diffsample.guidance.wrapping import Wrapper
+from diffsample.process import Level
 from diffsample.struct import pytree
 
 
-class Descending(Denoiser, Protocol):
+class Descending(Wrapper, Protocol):
     """x0' = x0 - (scale / alpha_next) grad_x energy(x0(x)), eps kept: a one-step method moves by -scale grad."""
 
-    denoiser: Denoiser
     scale: Any
 
     def energy(self, x0: Array, level: Level) -> Array:
@@ -34,21 +34,14 @@ class Descending(Denoiser, Protocol):
         ...
 
     @property
-    def evaluations(self) -> int:
-        """One call of the denoiser."""
-        return self.denoiser.evaluations
+    def coupled(self) -> bool:
+        """No: eps is kept, or made anew, while x0 moves."""
+        return False
 
     @property
     def vjps(self) -> int:
         """One through every evaluation, and the denoiser's own."""
         return self.denoiser.evaluations + self.denoiser.vjps
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        """What the denoiser refuses."""
-        self.denoiser.check(process, levels)
-
-    def init(self, x: Array) -> PyTree:
-        return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         energy = partial(self.energy, level=at.now)

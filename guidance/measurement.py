@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import Denoiser, PyTree
+from diffsample.denoiser import PyTree
 from diffsample.guidance.schedules import value_at
+from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
@@ -138,26 +139,16 @@ def batch_of(operator: Any, y: Array, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(y, x.dtype), out.shape)
 
 
-class Measured(Denoiser, Protocol):
-    """What every rule over a denoiser, an operator and a measurement says of itself."""
+class Measured(Wrapper, Protocol):
+    """A rule over a denoiser, an operator and a measurement."""
 
-    denoiser: Denoiser
     operator: Any
     y: Any
 
     @property
-    def evaluations(self) -> int:
-        """One call of the denoiser."""
-        return self.denoiser.evaluations
-
-    @property
-    def vjps(self) -> int:
-        """No gradient but the denoiser's own."""
-        return self.denoiser.vjps
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        """What the denoiser refuses."""
-        self.denoiser.check(process, levels)
+    def coupled(self) -> bool:
+        """No: eps is kept, or made anew, while x0 moves."""
+        return False
 
     def init(self, x: Array) -> PyTree:
         """The denoiser's memory; raises where the operator or y does not fit x."""
