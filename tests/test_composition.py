@@ -28,6 +28,8 @@ WINDOWS = {  # low, high, whole steps -> evaluations of ddim and of heun on GRID
     "whole steps": (1.0, 10.0, True, 5 + 2, 9 + 4),
     "one level": (0.9, 1.0, False, 5 + 1, 9 + 2),
     "one step": (0.9, 1.0, True, 5 + 1, 9 + 2),
+    "first level": (11.0, 80.0, False, 5 + 1, 9 + 1),
+    "first step": (11.0, 80.0, True, 5 + 1, 9 + 2),
     "nowhere": (80.0, 90.0, False, 5, 9),
     "everywhere": (0.0, np.inf, False, 10, 18),
 }
