@@ -160,7 +160,8 @@ def draw(found: dict[tuple[int, int], dict[str, list[Score]]], path: str) -> Non
     figure = plot.figure_class()(figsize=(6.5 * len(found), 5.2), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, ((d, measured), scores) in zip(panels, found.items(), strict=True):
-        for i, name in enumerate(ranked(scores)):
+        for name in ranked(scores):
+            i = list(METHODS).index(name)  # one style a rule, in every panel
             kept = [s for s in scores[name] if np.mean(s.distances) < 100]  # what exploded is left out
             calls, means = [s.evaluations for s in kept], [float(np.mean(s.distances)) for s in kept]
             style = {"color": "k", "lw": 2.5} if name.startswith("exact") else {"color": f"C{i % 10}", "lw": 1}
@@ -168,6 +169,7 @@ def draw(found: dict[tuple[int, int], dict[str, list[Score]]], path: str) -> Non
             axes.loglog(calls, means, line, marker=plot.MARKERS[i % 8], ms=5, label=name, **style)
         axes.set(xlabel="network evaluations a sample", ylabel="sliced Wasserstein to the posterior",
                  title=f"d = {d}, {measured} measured")  # fmt: skip
+        axes.xaxis.set_minor_formatter("")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, title="best first")
     plot.save(figure, path)
 
