@@ -89,7 +89,7 @@ def measure_reference(
     """Seconds scaled from the steps that were run to all of them."""
     arguments = (model, jax.random.key(0), (batch, length), steps, jnp.asarray(levels, jnp.float32))
     seconds, _ = timed(lambda: reference(*arguments), repeats)
-    memory = reference.lower(*arguments).compile().memory_analysis()
+    memory: Any = reference.lower(*arguments).compile().memory_analysis()
     n = len(levels) - 1
     return Row("ancestral loop, full logits", n, n * length, seconds * n / steps, memory.temp_size_in_bytes / 1e6)
 

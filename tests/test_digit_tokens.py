@@ -69,7 +69,7 @@ def test_every_decoder_of_the_command_can_be_built(name):
     made = token_demo.decoder(name, 8, [discrete.Temperature(0.9)])
     assert made.nfe >= 1
     if name == "maskgit":
-        assert made.policy.proposal is not None
+        assert getattr(made.policy, "proposal") is not None  # noqa: B009
 
 
 def test_command_draws_and_reports(tmp_path, capsys):

@@ -138,6 +138,17 @@ def test_calls_equal_the_formula_of_caching():
     assert int(executed) == calls.max()
 
 
+@pytest.mark.slow
+def test_batches_on_their_own_clocks_need_hardly_more_calls_than_one_sequence():
+    model = discrete.from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 2)), (), 2, 2)
+    for n, formula in ((1024, 647.48), (4096, 906.13)):
+        policy = discrete.asynchronous(discrete.levels(discrete.Polynomial(), n), 1024)
+        out = ds.sample(KEY, discrete.Decoder(model, policy), (64, 1024))
+        calls = np.asarray(out.calls)
+        assert abs(calls.mean() - formula) < 4 * calls.std() / 8
+        assert calls.max() < 1.05 * calls.mean()
+
+
 def test_one_compile_over_keys_prompts_grids_temperatures_and_weights():
     def run(key, power, temperature, p, prompt, params):
         model = discrete.from_logits(weighted, params, vocab=3, mask_id=3)

@@ -9,6 +9,7 @@ import pytest
 
 import diffsample as ds
 from diffsample import discrete, exact, smc
+from diffsample.smc.token_experts import GivenCondition
 
 double = pytest.mark.usefixtures("x64")
 MASKS = np.full(5, 3)
@@ -27,7 +28,7 @@ def of_class(law, x, cond):
 def by_classifier(scale, policy):
     """The unconditional model guided by the exact classifier to y = 1."""
     law = mixture()
-    free = smc.token_product([smc.token_experts.GivenCondition(law.model(), jnp.asarray(law.null))], [1.0])
+    free = smc.token_product([GivenCondition(law.model(), jnp.asarray(law.null))], [1.0])
     guide = discrete.classifier_guided(jax.tree_util.Partial(of_class, law), scale)
     return exact.output_law(discrete.Decoder(free, policy, guide), MASKS, Y)
 
@@ -94,7 +95,9 @@ def test_marginal_model_has_the_likelihood_the_conditionals_and_the_residual_of_
     x = jnp.array([[0, 1, 2, 1, 0], [3, 1, 3, 3, 0]])
     np.testing.assert_allclose(model.log_likelihood(x), chain.log_prob(x), rtol=1e-12)
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-    np.testing.assert_allclose(model.log_probs(model(x, None, None), positions), jnp.log(chain.law(x)), rtol=1e-10)
+    np.testing.assert_allclose(
+        model.log_probs(model(x, jnp.ones(2), None), positions), jnp.log(chain.law(x)), rtol=1e-10
+    )
 
     def log_probs(x, at):
         return jnp.log(jnp.take_along_axis(chain.law(x), at[..., None], axis=1))

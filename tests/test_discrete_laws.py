@@ -209,10 +209,19 @@ def test_uniform_gibbs_corrects_and_confident_gibbs_does_not():
 
 
 @pytest.mark.slow
-def test_two_gibbs_steps_correct_more():
-    policy = discrete.ancestral(discrete.levels(discrete.Polynomial(), 4))
-    _, *found = law_of(policy, corrector=discrete.Gibbs(), corrections=2)
-    np.testing.assert_allclose(found, (0.01835, 0.00112), atol=1e-5)
+def test_confident_gibbs_hurts_more_at_finer_steps():
     fine = discrete.ancestral(discrete.levels(discrete.Polynomial(), 8))
     _, *found = law_of(fine, corrector=discrete.Informed(1))
     np.testing.assert_allclose(found, (0.17451, 0.10092), atol=1e-5)
+
+
+def test_two_gibbs_redraws_correct_more_than_one():
+    # on three tokens: five make too many outcomes a step for two redraws
+    chain = exact.markov_chain([0.5, 0.3, 0.2], [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]], 3)
+    policy, tv = discrete.first_hitting(3, sizes=[3]), []
+    for corrections in (1, 2):
+        sampler = discrete.Decoder(chain.model(), policy, corrector=discrete.Gibbs(), corrections=corrections)
+        law = exact.output_law(sampler, np.full(3, 3))
+        tv.append(law.total_variation(chain.log_prob))
+        assert law.calls == pytest.approx(1 + corrections, abs=1.0)
+    assert 0.01 < tv[1] < 0.8 * tv[0]
