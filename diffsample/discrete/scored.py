@@ -58,8 +58,24 @@ class Scored(Policy, Protocol):
         return jnp.sum(place.masked, axis=1, dtype=jnp.int32), masked_share(place.masked)
 
 
+class Counted(Scored, Protocol):
+    """Those that reveal a bounded number of positions in each of K updates."""
+
+    updates: Array  # int32 [K], numbers of the updates
+    most: int  # positions revealed at once
+
+    @property
+    def steps(self) -> PyTree:
+        """The numbers of the updates."""
+        return self.updates
+
+    def width(self, length: int) -> int:
+        """The most positions that one update reveals."""
+        return self.most
+
+
 @pytree
-class Best(Scored):
+class Best(Counted):
     """Reveal the positions of the highest scores, group after group; see `best_first`."""
 
     updates: Array
@@ -67,13 +83,6 @@ class Best(Scored):
     temperature: Any
     score: Score = static()
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
-
-    def width(self, length: int) -> int:
-        return self.most
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
@@ -111,20 +120,13 @@ def best_first(
 
 
 @pytree
-class Threshold(Scored):
+class Threshold(Counted):
     """Reveal every position whose score passes a threshold, and always the best one; see `threshold`."""
 
     updates: Array
     at_least: Any
     score: Score = static()
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
-
-    def width(self, length: int) -> int:
-        return self.most
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
@@ -150,20 +152,13 @@ def threshold(length: int, at_least: float, score: Score = confidence, *, most: 
 
 
 @pytree
-class EntropyBounded(Scored):
+class EntropyBounded(Counted):
     """Reveal the longest prefix, by score, whose entropies sum to at most gamma over their largest one."""
 
     updates: Array
     gamma: Any
     score: Score = static()
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
-
-    def width(self, length: int) -> int:
-        return self.most
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score, entropy = laws.everywhere(lambda log_p, _: (self.score(log_p), -negative_entropy(log_p)))
