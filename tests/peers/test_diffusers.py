@@ -247,6 +247,16 @@ def test_flow_matching_euler_equals_diffusers(shift):
     assert gap(made, solvers.ddim, process=FLOW, levels=flow_times, predict=velocity) < TOLERANCE
 
 
+def test_flow_matching_heun_equals_diffusers():
+    made = scheduler("FlowMatchHeunDiscrete", shift=3.0)
+
+    def levels(theirs):
+        noise = (theirs.sigmas / (1 - theirs.sigmas)).numpy()
+        return noise, np.array(list(dict.fromkeys(noise)))
+
+    assert gap(made, solvers.flow_heun, process=FLOW, levels=levels, predict=velocity) < TOLERANCE
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 4)])
 def test_sa_solver_equals_diffusers(predictor, corrector, tau, monkeypatch):

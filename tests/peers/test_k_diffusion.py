@@ -130,3 +130,24 @@ def test_dpm_solver_fast_equals_k_diffusion(calls, peer):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peer.torch, "linspace", lambda *_, **__: lambdas)  # theirs would be float32
         assert gap(peer.sample_dpm_fast, table, n=calls, **ends) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "build"),
+    [
+        ("karras", {"rho": 5.0}, lambda n, ends: ds.times.karras(PROCESS, n, rho=5.0, **ends)),
+        ("exponential", {}, lambda n, ends: ds.times.uniform_logsnr(PROCESS, n, **ends)),
+        ("polyexponential", {"rho": 2.0}, lambda n, ends: ds.times.polyexponential(PROCESS, n, rho=2.0, **ends)),
+    ],
+)
+def test_grid_equals_k_diffusion(name, options, build, peer):
+    theirs = getattr(peer, f"get_sigmas_{name}")(12, 0.05, 80.0, **options)
+    ours = build(12, {"start": 80.0, "stop": 0.05})
+    np.testing.assert_allclose(ours.sigma, theirs, rtol=2e-5)  # their ramp is float32
+
+
+def test_times_of_variance_preserving_equal_k_diffusion(peer):
+    grid = ds.times.uniform(ds.VariancePreserving(), 12, stop=1e-3)
+    np.testing.assert_allclose(
+        grid.sigma / grid.alpha, peer.get_sigmas_vp(12), rtol=5e-4
+    )  # theirs has sqrt(exp(small) - 1) in float32
