@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_runner import REFERENCE, START
 
 import diffsample as ds
 from diffsample import solvers
@@ -12,10 +13,6 @@ from diffsample import solvers
 VP = ds.VariancePreserving()
 KEY = jax.random.key(0)
 LAW = ds.exact.Gaussian(0.7, 0.25)
-START = np.linspace(-2, 2, 9)
-# DOP853 in log-SNR at tolerance 1e-13 (specs/solvers.md, 10.1)
-REFERENCE = np.array([-1.50468158969, -1.26837427271, -0.974010084416, -0.195109153447, 0.257420320936, 0.536259588252,
-                      0.967900825656, 1.34827317552, 1.63515951352])  # fmt: skip
 
 
 def mixture():
