@@ -16,7 +16,7 @@ from diffsample.smc import (
 )
 
 PATHS = 12_000
-# 27 z-scores a kernel, 7 kernels: false alarm 190 x 6.8e-6 = 0.13 % over all
+# 27 z-scores a kernel, 5 kernels: false alarm 135 x 6.8e-6 = 0.1 % over all
 LIMIT = 4.5
 
 KERNELS = {
@@ -43,7 +43,7 @@ def swept(kernel, model, key, x):
     return jax.vmap(lambda key, x: kernel(key, model, smc.path_of(model, x)).path.x)(keys, x)
 
 
-@pytest.mark.parametrize("name", ["backward", "both", "trace-killing", "ancestor-systematic", "backward-ess"])
+@pytest.mark.parametrize("name", ["backward", "trace-killing", "ancestor-systematic"])
 def test_conditional_smc_leaves_the_paths_invariant(name):
     x = chains.draw_paths(jax.random.key(1), PATHS)
     out = swept(KERNELS[name], chains.chain(), jax.random.key(2), x)

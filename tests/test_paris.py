@@ -56,6 +56,7 @@ def test_paris_has_the_bias_of_its_particles(particles, bias, runs):
     close(filtered(particles, runs, PRODUCTS), chains.PRODUCTS + bias, rounding=0.01)
 
 
+@pytest.mark.slow
 def test_paris_by_rejection_is_dense_paris():
     rejecting = Paris(product, nothing, parents=Rejection(bound, trials=3))
     dense, other = (np.asarray(filtered(10, 3000, paris)) for paris in (PRODUCTS, rejecting))
@@ -121,6 +122,7 @@ def test_parisian_particle_gibbs_is_unbiased_from_the_target_and_varies_less_tha
     assert paths.var() == pytest.approx(0.62, abs=0.05)
 
 
+@pytest.mark.slow
 def test_parisian_particle_gibbs_states_an_honest_standard_error():
     """The mean stated error of 100 runs of 64 sweeps is the spread of the runs (whose own relative error is 7 %)."""
     model, runs = chains.chain(), 100

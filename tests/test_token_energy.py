@@ -74,6 +74,7 @@ def test_particles_with_the_energy_as_reward_pick_by_the_same_law():
     assert statistic < 54.05  # chi-squared with 26 degrees of freedom is larger once in a thousand
 
 
+@pytest.mark.slow
 def test_joint_energy_approaches_the_joint_law_with_more_candidates():
     """One step from all masks on the golden chain: TV .4874 .3567 .1362 for k = 1, 2, 8 (specs/discrete.md 1.5)."""
     chain = exact.golden_chain()

@@ -110,6 +110,7 @@ def test_position_after_value_is_biased_and_refused(x64):
         ds.sample(jax.random.key(0), run, (4, 3))
 
 
+@pytest.mark.slow
 def test_weights_of_several_positions_tend_to_exact_ones(x64):
     """Path B on the ancestral grid: the error is the experts' own error of factorising."""
     wanted, errors = joint((0.7, 1.6)), []
