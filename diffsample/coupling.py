@@ -93,7 +93,7 @@ def residual_sample(
     Raises:
         ValueError: max_tries < 1.
 
-    Reference: Leviathan, Kalman, Matias 2023, arXiv 2211.17192, appendix A.1, for the law of the replacement.
+    Reference: Leviathan, Kalman, Matias 2023, arXiv 2211.17192, for the law of the replacement.
 
     >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.1, 0.9]))
     >>> draw = lambda key: jax.random.categorical(key, p)

@@ -167,7 +167,7 @@ def observe(denoiser: Denoiser, y: Any, mask: Any, scale: Any, energy: Energy = 
     Raises:
         ValueError: at trace time, a y or mask that is not shaped like x; a grid that starts at alpha = 0.
 
-    Reference: Kollovieh et al. 2023, arXiv 2307.11494, section 3.2.
+    Reference: Kollovieh et al. 2023, arXiv 2307.11494.
 
     >>> import diffsample as ds
     >>> rule = ds.guidance.observe(ds.exact.Gaussian([0.0, 0.0], 1.0), jnp.ones(2), jnp.array([1.0, 0.0]), scale=2.0)
@@ -194,7 +194,7 @@ def observe_after_step(
     Raises:
         ValueError: at trace time, a y or mask that is not shaped like x.
 
-    Reference: Kollovieh et al. 2023, arXiv 2307.11494, algorithm 1.
+    Reference: Kollovieh et al. 2023, arXiv 2307.11494.
 
     >>> import diffsample as ds
     >>> rule = observe_after_step(ds.exact.Gaussian([0.0, 0.0], 1.0), jnp.ones(2), jnp.array([1.0, 0.0]), scale=4.0)

@@ -63,7 +63,7 @@ def refine_by_langevin(
     Raises:
         ValueError: shapes that do not fit; a denoiser with memory; iterations < 1.
 
-    Reference: Kollovieh et al. 2023, arXiv 2307.11494, section 3.3.
+    Reference: Kollovieh et al. 2023, arXiv 2307.11494.
 
     >>> import diffsample as ds
     >>> law, level = ds.exact.Gaussian(jnp.zeros(3), 1.0), ds.VariancePreserving().level(0.3)
@@ -100,7 +100,7 @@ def refine_by_descent(
     Raises:
         ValueError: as `refine_by_langevin`.
 
-    Reference: Kollovieh et al. 2023, arXiv 2307.11494, section 3.3.
+    Reference: Kollovieh et al. 2023, arXiv 2307.11494.
 
     >>> import diffsample as ds
     >>> law, level = ds.exact.Gaussian(jnp.zeros(3), 1.0), ds.VariancePreserving().level(0.3)

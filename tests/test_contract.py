@@ -1,6 +1,7 @@
 """What every method keeps: one row a method in methods.py, one test a promise."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_nothing_traces_twice(name):
 
 
 @functools.cache
-def room_for_all():
+def room_for_all() -> dict[str, Any]:
     """A shape larger than that of any table, so that the padded ones share programs."""
     tables = [table_of(name) for name in SOLVERS]
     slots, rows = max(table.slots for table in tables), max(table.rows for table in tables)

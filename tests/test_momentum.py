@@ -127,7 +127,7 @@ def test_momentum_error_constants_are_those_of_the_theorems(uniform_errors):
 def test_ordinary_start_leaves_second_order_even_on_a_uniform_grid(order):
     errors = []
     for steps in (1024, 2048):
-        grid = np.linspace(HIGH, LOW, steps + 1)
+        grid = np.linspace(HIGH, LOW, steps + 1).tolist()
         table = solvers.ghvb(VE, grid, order=order, beta=1.0 if order in (3, 4) else None)
         errors.append(np.abs(run_table(table, mixture_x0, on_the_flow(HIGH)) - on_the_flow(LOW)).max())
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.1)

@@ -91,7 +91,8 @@ def test_an_iteration_is_one_evaluation_and_one_pullback():
     network.defvjp(lambda x: (network(x), None), pull)
     denoiser = ds.Network(lambda p, x, t, c: network(x), predicts="noise")
     for refine in (guidance.refine_by_langevin, guidance.refine_by_descent):
-        forward.clear(), backward.clear()
+        forward.clear()
+        backward.clear()
         jax.block_until_ready(refine(KEY, denoiser, jnp.ones((2, 2)), LEVEL, iterations=7))
         jax.effects_barrier()
         assert (len(forward), len(backward)) == (7, 7)
