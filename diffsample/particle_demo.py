@@ -20,6 +20,7 @@ from diffsample.denoiser import Denoiser
 from diffsample.nets import digits
 from diffsample.sampler import Sampler
 from diffsample.sampling import sample
+from diffsample.wrapping import fixed
 
 Reward = Callable[[Array, Array], Array]  # images [B, 8, 8, 1], labels [B] -> [B]
 
@@ -129,7 +130,7 @@ def tempered(network: Denoiser, temperature: float) -> smc.Product:
 
 def blended(network: Denoiser, classes: Sequence[int]) -> smc.Product:
     """The geometric mean of the laws of several classes: what is likely under each of them."""
-    experts = [smc.conditioned(network, label) for label in classes]
+    experts = [fixed(network, label) for label in classes]
     means, shares = np.stack([_mean()] * len(classes)), np.full(len(classes), 1 / len(classes))
     return smc.product(experts, shares, means=means, variances=digits.SIGMA_DATA**2)
 

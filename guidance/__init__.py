@@ -10,7 +10,7 @@ from diffsample.guidance.active import acquisition_steps, active_sensing, belief
 from diffsample.guidance.classifier_based import ClassifierBased, MeanShifted, classifier, mean_shift
 from diffsample.guidance.classifier_free import CFGPlusPlus, ClassifierFree, Composable, cfg, cfg_pp, composable
 from diffsample.guidance.composition import During, chain, during
-from diffsample.guidance.conditions import Annealed, Fixed, Independent, Relabelled, cads, fixed, icg, relabel
+from diffsample.guidance.conditions import Annealed, Independent, Relabelled, cads, icg, relabel
 from diffsample.guidance.data_space import diffpir, jfps, mpgd
 from diffsample.guidance.energies import lgd_mc, loss_guidance
 from diffsample.guidance.forecasting import observe, observe_after_step, quantile_levels, quantile_loss, squared_error
@@ -41,6 +41,7 @@ from diffsample.guidance.spaces import DATA, NOISE, VELOCITY, Space, V
 from diffsample.guidance.thresholding import Clipped, DynamicallyThresholded, clip, dynamic_threshold
 from diffsample.guidance.two_models import Autoguidance, Perturbed, autoguidance, perturbed
 from diffsample.guidance.variational import red_diff
+from diffsample.wrapping import Fixed, fixed
 
 if TYPE_CHECKING:
     from diffsample.guidance.refinement import refine_by_descent, refine_by_langevin

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
-from diffsample.process import Level, Process
+from diffsample.process import Level
+from diffsample.wrapping import Wrapper
 
 
 class Branches(NamedTuple):
@@ -21,7 +22,7 @@ class Branches(NamedTuple):
     null: Prediction
 
 
-class TwoBranches(Denoiser, Protocol):
+class TwoBranches(Wrapper, Protocol):
     """What every rule over a conditional and an unconditional branch of one denoiser says of itself."""
 
     denoiser: Denoiser
@@ -35,15 +36,6 @@ class TwoBranches(Denoiser, Protocol):
     def vjps(self) -> int:
         """Those of both calls."""
         return 2 * self.denoiser.vjps
-
-    @property
-    def coupled(self) -> bool:
-        """Affine rules and rules on x0 keep x = alpha x0 + sigma eps if the guided denoiser does."""
-        return self.denoiser.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        """What the guided denoiser refuses."""
-        self.denoiser.check(process, levels)
 
     def init(self, x: Array) -> PyTree:
         """A memory for each branch."""

@@ -11,9 +11,9 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import add_score
 from diffsample.guidance.measurement import refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level, Process
 from diffsample.struct import pytree
+from diffsample.wrapping import Wrapper
 
 LogProb = Callable[[Array, Level, PyTree], Array]  # (x_t [B, ...], level, condition) -> [B]
 

@@ -9,8 +9,8 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.guidance.branches import Branches, TwoBranches, both, evaluate, null_like
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.struct import pytree, static
+from diffsample.wrapping import Wrapper
 
 
 @pytree

@@ -13,10 +13,10 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.guidance.branches import Branches, TwoBranches, both
 from diffsample.guidance.projected import positive
 from diffsample.guidance.schedules import known, scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
+from diffsample.wrapping import Wrapper
 
 
 @pytree
@@ -30,18 +30,6 @@ class Relabelled(Wrapper):
         if cond is None or not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
             raise TypeError(f"relabel needs integer labels as the condition, got {cond!r}")
         return self.denoiser(x, at, jnp.asarray(self.table, jnp.result_type(cond))[cond], state)
-
-
-@pytree
-class Fixed(Wrapper):
-    """D under one condition whatever the sample's; see `fixed`."""
-
-    denoiser: Denoiser
-    condition: PyTree
-
-    def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
-        same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, x.shape[:1] + jnp.shape(leaf)), self.condition)
-        return self.denoiser(x, at, same, state)
 
 
 @pytree
@@ -113,20 +101,6 @@ def relabel(denoiser: Denoiser, table: ArrayLike) -> Relabelled:
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"relabel needs a list of integers, one a label, got {table!r}")
     return Relabelled(denoiser, labels)
-
-
-def fixed(denoiser: Denoiser, condition: PyTree) -> Fixed:
-    """A denoiser under one condition, whatever the condition of the sample (which then guides something else).
-
-    Args:
-        denoiser: what is asked.
-        condition: of one sample, without the batch axis; for example the null label, under `classifier`.
-
-    >>> import diffsample as ds
-    >>> fixed(ds.exact.Gaussian(0.0, 1.0), 10).evaluations
-    1
-    """
-    return Fixed(denoiser, condition)
 
 
 def icg(denoiser: Denoiser, draw: Callable[[Array], PyTree], scale: Any, *, batched: bool = True) -> Independent:

@@ -11,10 +11,10 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import Descending, add_score, descend, posterior_var
 from diffsample.guidance.measurement import as_operator, each, refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level, Process
 from diffsample.sampler import fold, normal
 from diffsample.struct import pytree, static
+from diffsample.wrapping import Wrapper
 
 
 @pytree

@@ -19,9 +19,9 @@ from diffsample.guidance.measurement import (
     spread,
 )
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level
 from diffsample.struct import pytree
+from diffsample.wrapping import Wrapper
 
 
 class Descending(Wrapper, Protocol):

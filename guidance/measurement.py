@@ -14,10 +14,10 @@ from jax import Array
 
 from diffsample.denoiser import PyTree
 from diffsample.guidance.schedules import value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
+from diffsample.wrapping import Wrapper
 
 Operator: TypeAlias = Callable[[Array], Array]  # one sample [...] -> one measurement [...], real, of any shape
 

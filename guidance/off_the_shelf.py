@@ -11,8 +11,8 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.classifier_based import gradient, posterior_variance, shift_mean
 from diffsample.guidance.projected import inner, positive
 from diffsample.guidance.schedules import scheduled, value_at
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.struct import pytree
+from diffsample.wrapping import Wrapper
 
 Logits = Callable[[Array], Array]  # images [B, ...] -> [B, K]; resizing and normalising are part of it
 

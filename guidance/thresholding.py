@@ -15,9 +15,9 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.schedules import known, scheduled, value_at
 from diffsample.guidance.spaces import shift_x0
-from diffsample.guidance.wrapping import Wrapper
 from diffsample.process import Level
 from diffsample.struct import pytree, static
+from diffsample.wrapping import Wrapper
 
 
 class Limited(Wrapper, Protocol):

@@ -17,7 +17,7 @@ from diffsample.smc.estimates import (
     pooled,
     stein_controls,
 )
-from diffsample.smc.experts import Experts, Product, annealed, conditioned, guided, product
+from diffsample.smc.experts import Experts, Product, annealed, guided, product
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
 from diffsample.smc.importance import (
@@ -110,7 +110,6 @@ __all__ = [
     "conditional_killing",
     "conditional_multinomial",
     "conditional_systematic",
-    "conditioned",
     "corrected",
     "corrected_jumps",
     "corrector",

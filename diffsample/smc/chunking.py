@@ -5,34 +5,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
-from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
+from diffsample.wrapping import Wrapper
 
 
 @pytree
-class InChunks(Denoiser):
+class InChunks(Wrapper):
     """A denoiser called on `size` samples at a time; see `in_chunks`."""
 
     denoiser: Denoiser
     size: int = static()
-
-    @property
-    def evaluations(self) -> int:
-        return self.denoiser.evaluations
-
-    @property
-    def vjps(self) -> int:
-        return self.denoiser.vjps
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
-
-    def init(self, x: Array) -> PyTree:
-        return self.denoiser.init(x)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         leaves, structure = jax.tree.flatten((x, at, cond, state))

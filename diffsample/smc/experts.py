@@ -8,7 +8,6 @@ samples the product. What the weights need is kept in memory, so that they call 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,6 +19,7 @@ from diffsample.smc.gauge import Matched, lowest_precision, matched, square_nois
 from diffsample.smc.master import total, weight_rate
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
+from diffsample.wrapping import fixed
 
 
 class Experts(NamedTuple):
@@ -32,36 +32,6 @@ class Experts(NamedTuple):
     coming: Array  # [E] at the level that the step leads to
     next: Level  # that level, fields [B]
     inner: tuple[PyTree, ...]  # the experts' own memories
-
-
-@pytree
-class Conditioned(Denoiser):
-    """A denoiser that always sees one condition; see `conditioned`."""
-
-    denoiser: Denoiser
-    cond: PyTree
-
-    @property
-    def evaluations(self) -> int:
-        return self.denoiser.evaluations
-
-    @property
-    def vjps(self) -> int:
-        return self.denoiser.vjps
-
-    @property
-    def coupled(self) -> bool:
-        return self.denoiser.coupled
-
-    def check(self, process: Process | None, levels: Level) -> None:
-        self.denoiser.check(process, levels)
-
-    def init(self, x: Array) -> PyTree:
-        return self.denoiser.init(x)
-
-    def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
-        own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *jnp.shape(leaf))), self.cond)
-        return self.denoiser(x, at, own, state)
 
 
 @pytree
@@ -163,7 +133,7 @@ def product(
     the exponents sum to 1 and the surrogates are equal.
 
     Args:
-        experts: denoisers on one process; `conditioned` gives one a condition of its own, the others see the run's.
+        experts: denoisers on one process; `guidance.fixed` gives one a condition of its own, the others see the run's.
         exponents: beta_i, [E], any sign, positive sum; or a function of the `Level` -> [E], whose change is then
             weighed too. Numbers are leaves.
         means, variances: of each expert's data, one number, [E] or [E, *event]: the Gaussian surrogates that the
@@ -230,22 +200,8 @@ def guided(
     """
     scale = scale if isinstance(scale, Array) else np.asarray(scale, np.float64)
     stack = jnp.stack if isinstance(scale, Array) else np.stack
-    experts = (denoiser, conditioned(denoiser, null))
+    experts = (denoiser, fixed(denoiser, null))
     return product(experts, stack([scale, 1 - scale]), means=means, variances=variances, gauge=gauge)
-
-
-def conditioned(denoiser: Denoiser, cond: PyTree) -> Conditioned:
-    """The denoiser under a condition of its own, whatever the run's: one expert of a product of conditions.
-
-    Args:
-        denoiser: what is called.
-        cond: condition of one sample, broadcast to the batch; its numbers are leaves.
-
-    >>> import diffsample as ds
-    >>> conditioned(ds.exact.Gaussian(0.0, 1.0), 3).cond
-    3
-    """
-    return Conditioned(denoiser, cond)
 
 
 @pytree
