@@ -132,11 +132,12 @@ def transport(epsilon: Any, *, max_iterations: int = 1000) -> Transport:
 
     Reference: Corenflos et al. 2021, arXiv 2102.07850, section 3; Reich 2013, SIAM J. Sci. Comput. 35.
 
-    >>> transport(0.1).epsilon
-    0.1
+    >>> transport(0.0)
+    Traceback (most recent call last):
+    ValueError: transport(epsilon=0.0) must be positive
     """
-    if find_spec("ott") is None:
-        raise ImportError("optimal-transport resampling needs ott-jax: pip install 'diffsample[metrics]'")
     if is_concrete(epsilon) and not np.all(np.asarray(epsilon) > 0):
         raise ValueError(f"transport(epsilon={epsilon}) must be positive")
+    if find_spec("ott") is None:
+        raise ImportError("optimal-transport resampling needs ott-jax: pip install 'diffsample[metrics]'")
     return Transport(epsilon, max_iterations)
