@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffsample.smc.path_filter import Path
-from diffsample.smc.paths import GaussianModel, PathModel
+from diffsample.smc.paths.filter import Path
+from diffsample.smc.paths.models import GaussianModel, PathModel
 from diffsample.struct import pytree
 
 OBSERVED = np.array([0.5, 1.2, -0.3, -1.0, 0.4, 2.0])

@@ -10,7 +10,7 @@ import pytest
 import diffsample as ds
 from diffsample import smc, solvers
 from diffsample.compiles import count_compiles
-from diffsample.smc.master import log_kernel_ratio, master_rate, weight_rate
+from diffsample.smc.products.master import log_kernel_ratio, master_rate, weight_rate
 
 VP = ds.VariancePreserving()
 KEY = jax.random.key(0)

@@ -9,7 +9,7 @@ import pytest
 
 import diffsample as ds
 from diffsample import discrete, exact, smc
-from diffsample.smc.token_experts import GivenCondition
+from diffsample.smc.tokens.experts import GivenCondition
 
 double = pytest.mark.usefixtures("x64")
 MASKS = np.full(5, 3)

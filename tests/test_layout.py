@@ -134,6 +134,11 @@ def test_solvers_and_guidance_do_not_import_each_other():
     assert arrows(inside("solvers"), "guidance") + arrows(inside("guidance"), "solvers") == []
 
 
+def test_the_particle_loop_imports_no_family_built_on_it():
+    loop = [m for m in MODULES if parent(m) == "diffsample.smc" and MODULES[m].name != "__init__.py"]
+    assert arrows(loop, "smc.products", "smc.rewards", "smc.paths", "smc.tokens", "smc.estimators") == []
+
+
 def test_algorithms_do_not_import_models():
     algorithms = set(MODULES) - set(inside("exact", "nets")) - {FACADE, *APPLICATIONS}
     assert arrows(sorted(algorithms), "exact", "nets") == []

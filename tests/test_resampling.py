@@ -10,8 +10,8 @@ import pytest
 
 import diffsample as ds
 from diffsample import smc
-from diffsample.smc.ordering import hilbert_index
-from diffsample.smc.resampling import inverse_cdf
+from diffsample.smc.resamplers.ordering import hilbert_index
+from diffsample.smc.resamplers.resampling import inverse_cdf
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -1,14 +1,11 @@
-"""Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers."""
+"""Sequential Monte Carlo over any stochastic sampler: particles, weights, resampling, log-normalisers.
 
-from diffsample.smc.adapted import fps, mcgdiff
-from diffsample.smc.choosing import killing, metropolis, metropolis_steps, rejection
+The loop (`filtering`: particles, potentials, policies) stands here; the families built on it have a folder each:
+`resamplers`, `products` (of experts), `rewards`, `paths`, `tokens`, `estimators`. Every public name stands in `smc`.
+"""
+
 from diffsample.smc.chunking import InChunks, in_chunks
-from diffsample.smc.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
-from diffsample.smc.conditional_resampling import conditional_killing, conditional_multinomial, conditional_systematic
-from diffsample.smc.correctors import Corrector, corrected, corrector, euler_corrector, kernel_corrector, start_of
-from diffsample.smc.differentiable import soft, stop_gradient, transport
-from diffsample.smc.distributed import butterfly, global_, island, local, ring
-from diffsample.smc.estimates import (
+from diffsample.smc.estimators.estimates import (
     Estimate,
     calibrated_weights,
     chain_mean,
@@ -17,42 +14,66 @@ from diffsample.smc.estimates import (
     pooled,
     stein_controls,
 )
-from diffsample.smc.experts import Experts, Product, annealed, guided, product
-from diffsample.smc.filtering import FeynmanKac, feynman_kac
-from diffsample.smc.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
-from diffsample.smc.importance import (
+from diffsample.smc.estimators.importance import (
     Adapted,
     GaussianMixture,
     adaptive_importance_sampling,
     density_controls,
     importance_sampling,
 )
-from diffsample.smc.jump_rates import Jumps, corrected_jumps, kernel_ratio, tempered_unmasking_jumps, unmasking_jumps
-from diffsample.smc.jump_sampler import Growth, jump_process, neighbour_gains
-from diffsample.smc.jumping import birth_death
-from diffsample.smc.linear_twists import inflated, linear_twist, naive, optimal
-from diffsample.smc.ordering import hilbert, in_place, sorted_by
-from diffsample.smc.paris import Paris, Rejection, weighted_mean
+from diffsample.smc.estimators.variance import Variances, variances
+from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
-from diffsample.smc.path_filter import Generation, Path, particle_filter, path_of
-from diffsample.smc.paths import GaussianModel, PathModel
+from diffsample.smc.paths.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
+from diffsample.smc.paths.conditional_resampling import (
+    conditional_killing,
+    conditional_multinomial,
+    conditional_systematic,
+)
+from diffsample.smc.paths.diffusion import Renoise, diffusion_paths, path_sample
+from diffsample.smc.paths.filter import Generation, Path, particle_filter, path_of
+from diffsample.smc.paths.gibbs import Chain, parisian_particle_gibbs, particle_gibbs
+from diffsample.smc.paths.models import GaussianModel, PathModel
+from diffsample.smc.paths.paris import Paris, Rejection, weighted_mean
+from diffsample.smc.paths.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.policies import always, ess, every, never, window
 from diffsample.smc.potentials import Closing, Potential, Transition, combine
-from diffsample.smc.resampling import multinomial, rotated, stratified, systematic
-from diffsample.smc.rounding import residual, residual_systematic, ssp
-from diffsample.smc.sampler_paths import Renoise, diffusion_paths, path_sample
-from diffsample.smc.selecting import Selecting, posterior_mean, svdd
+from diffsample.smc.products.correctors import (
+    Corrector,
+    corrected,
+    corrector,
+    euler_corrector,
+    kernel_corrector,
+    start_of,
+)
+from diffsample.smc.products.experts import Experts, Product, annealed, guided, product
+from diffsample.smc.resamplers.birth_and_death import birth_death
+from diffsample.smc.resamplers.choosing import killing, metropolis, metropolis_steps, rejection
+from diffsample.smc.resamplers.differentiable import soft, stop_gradient, transport
+from diffsample.smc.resamplers.distributed import butterfly, global_, island, local, ring
+from diffsample.smc.resamplers.ordering import hilbert, in_place, sorted_by
+from diffsample.smc.resamplers.resampling import multinomial, rotated, stratified, systematic
+from diffsample.smc.resamplers.rounding import residual, residual_systematic, ssp
+from diffsample.smc.rewards.adapted import fps, mcgdiff
+from diffsample.smc.rewards.linear_twists import inflated, linear_twist, naive, optimal
+from diffsample.smc.rewards.selecting import Selecting, posterior_mean, svdd
+from diffsample.smc.rewards.steering import Steering, fk_difference, fk_immediate, fk_max, fk_sum, host
+from diffsample.smc.rewards.twisted_samplers import das, tds
+from diffsample.smc.rewards.twisting import Twist, Twisted, TwistRatio, twist_ratio, twisted
+from diffsample.smc.rewards.twists import Look, on_x0, tempered
 from diffsample.smc.starting import Started, started
-from diffsample.smc.steering import Steering, fk_difference, fk_immediate, fk_max, fk_sum, host
-from diffsample.smc.stepwise import StepwiseReward, Tempered, parallel_tempering
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
-from diffsample.smc.token_energy import energy_pick, joint_energy
-from diffsample.smc.token_experts import RewardTilted, token_guidance, token_product
-from diffsample.smc.token_potentials import MaskTempering, TokenWeights, token_weights, x0_reward
-from diffsample.smc.twisted_samplers import das, tds
-from diffsample.smc.twisting import Twist, Twisted, TwistRatio, twist_ratio, twisted
-from diffsample.smc.twists import Look, on_x0, tempered
-from diffsample.smc.variance import Variances, variances
+from diffsample.smc.tokens.energy import energy_pick, joint_energy
+from diffsample.smc.tokens.experts import RewardTilted, token_guidance, token_product
+from diffsample.smc.tokens.jump_rates import (
+    Jumps,
+    corrected_jumps,
+    kernel_ratio,
+    tempered_unmasking_jumps,
+    unmasking_jumps,
+)
+from diffsample.smc.tokens.jump_sampler import Growth, jump_process, neighbour_gains
+from diffsample.smc.tokens.potentials import MaskTempering, TokenWeights, token_weights, x0_reward
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size
 from diffsample.smc.windows import weight_window

@@ -23,7 +23,7 @@ from diffsample.smc.functions import Plain, as_pytree
 from diffsample.smc.particles import Diagnostics, Particles, gather, refuse_invalid
 from diffsample.smc.policies import Policy, ess, never
 from diffsample.smc.potentials import Closing, Transition, as_potential
-from diffsample.smc.resampling import systematic
+from diffsample.smc.resamplers.resampling import systematic
 from diffsample.smc.weights import distinct, log_effective_size, log_mean
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete

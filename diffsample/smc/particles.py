@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.resampling import Resampler, rotated
+from diffsample.smc.resamplers.resampling import Resampler, rotated
 
 
 class Diagnostics(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.resampling import Resampler, systematic
+from diffsample.smc.resamplers.resampling import Resampler, systematic
 
 
 def refresh(

@@ -10,9 +10,9 @@ from diffsample.denoiser import PyTree
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.policies import Policy
-from diffsample.smc.resampling import systematic
-from diffsample.smc.twisting import twist_ratio, twisted
-from diffsample.smc.twists import Look, Scaled, on_x0, tempered
+from diffsample.smc.resamplers.resampling import systematic
+from diffsample.smc.rewards.twisting import twist_ratio, twisted
+from diffsample.smc.rewards.twists import Look, Scaled, on_x0, tempered
 
 
 def tds(

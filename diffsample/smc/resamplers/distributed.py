@@ -19,7 +19,7 @@ from diffsample.sampler import View, fold
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.particles import gather
 from diffsample.smc.policies import ess
-from diffsample.smc.resampling import Moved, Resampler, systematic
+from diffsample.smc.resamplers.resampling import Moved, Resampler, systematic
 from diffsample.smc.weights import log_mean
 from diffsample.struct import pytree, static
 

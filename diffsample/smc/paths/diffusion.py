@@ -14,10 +14,10 @@ from jax import Array
 from diffsample.denoiser import Prediction, PyTree, expand
 from diffsample.process import Level
 from diffsample.sampler import Kernel, Sampler, View, normal
-from diffsample.smc.path_filter import Path, path_of
-from diffsample.smc.paths import PathModel, first_row, gaussian_log_ratio, spread
+from diffsample.smc.paths.filter import Path, path_of
+from diffsample.smc.paths.models import PathModel, first_row, gaussian_log_ratio, spread
+from diffsample.smc.paths.stepwise import Scored
 from diffsample.smc.potentials import Closing, Potential, Transition, as_potential
-from diffsample.smc.stepwise import Scored
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 

@@ -18,8 +18,8 @@ from diffsample.denoiser import PyTree
 from diffsample.process import Level
 from diffsample.sampler import fold
 from diffsample.smc.functions import Plain, as_pytree
-from diffsample.smc.jump_rates import Jumps
 from diffsample.smc.potentials import Closing, Potential, Transition
+from diffsample.smc.tokens.jump_rates import Jumps
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 
@@ -144,7 +144,7 @@ def jump_process(
     Raises:
         ValueError: times that do not fall.
 
-    >>> from diffsample.smc.jump_rates import Jumps
+    >>> from diffsample.smc.tokens.jump_rates import Jumps
     >>> def idle(x, t, cond):
     ...     return Jumps(jnp.zeros((*x.shape, 2)), jnp.zeros(x.shape[0]))
     >>> jump_process(idle, [1.0, 0.5, 0.0], vocab=2).nfe

@@ -11,7 +11,7 @@ from jax import Array
 from diffsample.sampler import View
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.particles import gather
-from diffsample.smc.resampling import Moved, Resampler, multinomial, systematic
+from diffsample.smc.resamplers.resampling import Moved, Resampler, multinomial, systematic
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 

@@ -22,7 +22,7 @@ from diffsample.sampler import Kernel, View, normal
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
-from diffsample.smc.resampling import systematic
+from diffsample.smc.resamplers.resampling import systematic
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 

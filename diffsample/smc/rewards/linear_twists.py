@@ -15,7 +15,7 @@ from jax.scipy.linalg import solve_triangular
 
 from diffsample.denoiser import PyTree
 from diffsample.smc.functions import as_pytree
-from diffsample.smc.twists import Look
+from diffsample.smc.rewards.twists import Look
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.path_filter import Collector, Generation
-from diffsample.smc.paths import PathModel, log_link, take
+from diffsample.smc.paths.filter import Collector, Generation
+from diffsample.smc.paths.models import PathModel, log_link, take
 from diffsample.struct import pytree, static
 
 # (key, model, before, now, row, M) -> int32 [N, M], parents of each particle

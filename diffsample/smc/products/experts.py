@@ -15,8 +15,8 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level, Process
 from diffsample.smc.functions import as_pytree
-from diffsample.smc.gauge import Matched, lowest_precision, matched, square_noise
-from diffsample.smc.master import total, weight_rate
+from diffsample.smc.products.gauge import Matched, lowest_precision, matched, square_noise
+from diffsample.smc.products.master import total, weight_rate
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 from diffsample.wrapping import fixed

@@ -16,16 +16,16 @@ from jax import Array
 from diffsample.denoiser import Denoiser, expand
 from diffsample.process import Level
 from diffsample.sampler import Kernel, Sampler, View
-from diffsample.smc.experts import Experts, Product
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.functions import as_pytree
-from diffsample.smc.gauge import square_noise
-from diffsample.smc.master import log_kernel_ratio
 from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
-from diffsample.smc.resampling import systematic
+from diffsample.smc.products.experts import Experts, Product
+from diffsample.smc.products.gauge import square_noise
+from diffsample.smc.products.master import log_kernel_ratio
+from diffsample.smc.products.surrogates import ProductStart, Surrogates
+from diffsample.smc.resamplers.resampling import systematic
 from diffsample.smc.starting import started
-from diffsample.smc.surrogates import ProductStart, Surrogates
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import logsumexp
 
-from diffsample.smc.estimates import Estimate
+from diffsample.smc.estimators.estimates import Estimate
 
 
 def density_controls(log_q: Array, log_h: Array) -> Array:

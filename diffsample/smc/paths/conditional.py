@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.conditional_resampling import conditional_multinomial
 from diffsample.smc.functions import Plain
-from diffsample.smc.path_filter import Collector, Generation, Path, run_filter
-from diffsample.smc.paths import PathModel, later_rows, log_link, take
+from diffsample.smc.paths.conditional_resampling import conditional_multinomial
+from diffsample.smc.paths.filter import Collector, Generation, Path, run_filter
+from diffsample.smc.paths.models import PathModel, later_rows, log_link, take
 from diffsample.smc.policies import Policy, always
-from diffsample.smc.resampling import Resampler
+from diffsample.smc.resamplers.resampling import Resampler
 from diffsample.struct import pytree, static
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.smc.resampling import cumulated, inverse_cdf, uniform
+from diffsample.smc.resamplers.resampling import cumulated, inverse_cdf, uniform
 
 
 def residual(key: Array, log_w: Array) -> Array:

@@ -10,11 +10,11 @@ import jax
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.conditional import ConditionalSMC
-from diffsample.smc.estimates import Estimate, chain_mean
-from diffsample.smc.paris import Paris, weighted_mean
-from diffsample.smc.path_filter import Collector, Path
-from diffsample.smc.paths import PathModel
+from diffsample.smc.estimators.estimates import Estimate, chain_mean
+from diffsample.smc.paths.conditional import ConditionalSMC
+from diffsample.smc.paths.filter import Collector, Path
+from diffsample.smc.paths.models import PathModel
+from diffsample.smc.paths.paris import Paris, weighted_mean
 
 
 class Chain(NamedTuple):

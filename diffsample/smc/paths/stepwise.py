@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.conditional import ConditionalSMC
-from diffsample.smc.gibbs import states
-from diffsample.smc.path_filter import Path
-from diffsample.smc.paths import PathModel
+from diffsample.smc.paths.conditional import ConditionalSMC
+from diffsample.smc.paths.filter import Path
+from diffsample.smc.paths.gibbs import states
+from diffsample.smc.paths.models import PathModel
 from diffsample.struct import pytree, static
 
 

@@ -8,8 +8,8 @@ from jax import Array
 from diffsample.denoiser import expand
 from diffsample.process import Level
 from diffsample.sampler import normal
-from diffsample.smc.gauge import Matched, log_surrogates, matched, per_expert, square_noise
-from diffsample.smc.master import total
+from diffsample.smc.products.gauge import Matched, log_surrogates, matched, per_expert, square_noise
+from diffsample.smc.products.master import total
 from diffsample.struct import pytree
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.smc.resampling import cumulative, inverse_cdf, uniform
+from diffsample.smc.resamplers.resampling import cumulative, inverse_cdf, uniform
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 

@@ -12,9 +12,9 @@ from jax import Array
 from jax.nn import logsumexp
 
 from diffsample.denoiser import PyTree
-from diffsample.smc.paths import PathModel, first_row, later_rows, log_link, spread, take
+from diffsample.smc.paths.models import PathModel, first_row, later_rows, log_link, spread, take
 from diffsample.smc.policies import Policy, always
-from diffsample.smc.resampling import Resampler
+from diffsample.smc.resamplers.resampling import Resampler
 from diffsample.smc.weights import log_mean
 
 

@@ -22,9 +22,9 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.process import Level, Process
 from diffsample.sampler import Kernel, Sampler, View
 from diffsample.smc.functions import as_pytree
-from diffsample.smc.master import total
 from diffsample.smc.potentials import Closing, Potential, Transition
-from diffsample.smc.twists import Look, full
+from diffsample.smc.products.master import total
+from diffsample.smc.rewards.twists import Look, full
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 

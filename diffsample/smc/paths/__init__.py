@@ -1,0 +1,1 @@
+"""Particle methods on whole paths: conditional SMC, PaRIS, particle Gibbs, rewards of unfinished paths."""

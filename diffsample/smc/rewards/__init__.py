@@ -1,0 +1,1 @@
+"""Rewards, likelihoods and twists: steering, selection, twisted and fully adapted proposals."""
