@@ -23,6 +23,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.catalogue",
     "diffsample.certify",
     "diffsample.choices",
+    "diffsample.command",
     "diffsample.certify_sampler",
     "diffsample.contract",
     "diffsample.demo",

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diffsample import demo, plot
-from diffsample.__main__ import PROCESSES, SOLVERS, main, plan_sample, sample_parser
+from diffsample.__main__ import main, plan_sample, sample_parser
+from diffsample.choices import PROCESSES, SOLVERS
 from diffsample.nets import digits
 
 pytest.importorskip("matplotlib")
