@@ -7,9 +7,9 @@ in brackets the calls, where no number of steps makes 10. All tables are padded 
 cost of a step is measured on the trivial model (eps = 0.999 x), unpadded, as the slope between 50 moves and many, each
 the fastest of interleaved repeats, beside DDIM's. It is wall time: CPU time lags behind in runs under a millisecond. A
 method that calls twice a step pays twice. Last, runs of about 20 calls of the shipped U-Net and of a convolutional
-network over as many bare calls, and over as many calls and draws of normals (one key for the batch) as the method makes;
-by CPU time, which is the steadier figure there. The U-Net's many small kernels make a reading stray by 0.03 from one
-process to the next: repeat the rows that miss.
+network over as many bare calls, and over as many calls and draws of normals (one key for the batch) as the method
+makes; by CPU time, which is the steadier figure there. The U-Net's many small kernels make a reading stray by 0.03 from
+one process to the next: repeat the rows that miss.
 """
 
 import argparse
