@@ -12,15 +12,14 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import posterior_var
 from diffsample.guidance.measurement import (
     Measured,
-    Spectral,
     apply,
     as_operator,
     batch_of,
     check_noise,
-    check_offers,
     each,
     refuse_pure_noise,
     require_gradient,
+    spectral,
     spread,
 )
 from diffsample.guidance.pseudoinverse import weighted_residual
@@ -129,8 +128,7 @@ def jfps(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any = 0.0, *, data_
     >>> ds.guidance.jfps(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.ones(1), 0.5).vjps
     0
     """
-    operator = as_operator(operator)
-    check_offers(operator, Spectral, "a singular value decomposition")
+    operator = spectral(operator)
     check_noise(sigma_y)
     return JacobianFree(denoiser, operator, y, scheduled(sigma_y), scheduled(data_var))
 
@@ -155,8 +153,7 @@ def diffpir(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, lam: Any
     >>> ds.guidance.diffpir(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.ones(1), 0.5).evaluations
     1
     """
-    operator = as_operator(operator)
-    check_offers(operator, Spectral, "a singular value decomposition")
+    operator = spectral(operator)
     check_noise(sigma_y)
     return PlugAndPlay(denoiser, operator, y, scheduled(sigma_y), scheduled(lam))
 

@@ -214,14 +214,24 @@ def check_noise(sigma_y: Any, positive: bool = False) -> None:
         raise ValueError(f"sigma_y must be a number or one a sample [B], got shape {jnp.shape(sigma_y)}")
 
 
-def check_offers(operator: Any, kind: type, what: str) -> None:
-    """Raise TypeError where the operator lacks a pseudo-inverse or an SVD that the rule needs."""
+def invertible(operator: Any) -> Any:
+    """`as_operator` of one with a pseudo-inverse; TypeError where it has none."""
+    return _offering(as_operator(operator), Invertible, "a pseudo-inverse")
+
+
+def spectral(operator: Any) -> Any:
+    """`as_operator` of one with its singular value decomposition; TypeError where it has none."""
+    return _offering(as_operator(operator), Spectral, "a singular value decomposition")
+
+
+def _offering(operator: Any, kind: type, what: str) -> Any:
     inside = operator.operator if isinstance(operator, PerSample) else operator
     if not isinstance(inside, kind):
         raise TypeError(
             f"this rule needs an operator with {what}, got {type(inside).__name__}: use one of guidance.operators, "
             f"for example operators.matrix(A), or add the methods of {kind.__name__}"
         )
+    return operator
 
 
 def check_in_range(operator: Any, y: Any, tolerance: float = 1e-3) -> None:

@@ -11,17 +11,16 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
 from diffsample.guidance.measurement import (
-    Invertible,
     Measured,
     Spectral,
     apply,
-    as_operator,
     batch_of,
     check_in_range,
     check_noise,
-    check_offers,
     each,
+    invertible,
     pinv,
+    spectral,
     spread,
 )
 from diffsample.guidance.schedules import known, scheduled, value_at
@@ -103,8 +102,7 @@ def ddnm(denoiser: Denoiser, operator: Any, y: Any, *, eta: Any = 0.85) -> NullS
     >>> ds.guidance.ddnm(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.array([2.0, 0.0])).vjps
     0
     """
-    operator = as_operator(operator)
-    check_offers(operator, Invertible, "a pseudo-inverse")
+    operator = invertible(operator)
     check_share("eta", eta)
     check_in_range(operator, y)
     return NullSpace(denoiser, operator, y, scheduled(eta))
@@ -133,8 +131,7 @@ def ddnm_plus(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any, *, eta: A
     >>> ds.guidance.ddnm_plus(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.array([2.0, 0.0]), 0.1).vjps
     0
     """
-    operator = as_operator(operator)
-    check_offers(operator, Spectral, "a singular value decomposition")
+    operator = spectral(operator)
     check_share("eta", eta)
     check_noise(sigma_y)
     return NoisyNullSpace(denoiser, operator, y, scheduled(sigma_y), scheduled(eta))
@@ -168,8 +165,7 @@ def ddrm(
     >>> ds.guidance.ddrm(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.array([2.0, 0.0])).evaluations
     1
     """
-    operator = as_operator(operator)
-    check_offers(operator, Spectral, "a singular value decomposition")
+    operator = spectral(operator)
     check_share("eta", eta)
     check_share("eta_b", eta_b)
     check_noise(sigma_y)

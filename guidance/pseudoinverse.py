@@ -10,16 +10,15 @@ from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import add_score, posterior_var
 from diffsample.guidance.measurement import (
     Differentiated,
-    Invertible,
     Spectral,
     apply,
-    as_operator,
     batch_of,
     check_in_range,
     check_noise,
-    check_offers,
     each,
+    invertible,
     pinv,
+    spectral,
     spread,
 )
 from diffsample.guidance.schedules import scheduled
@@ -87,8 +86,7 @@ def pigdm(denoiser: Denoiser, operator: Any, y: Any, sigma_y: Any = 0.0, *, data
     >>> ds.guidance.pigdm(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.ones(1), 0.5).vjps
     1
     """
-    operator = as_operator(operator)
-    check_offers(operator, Spectral, "a singular value decomposition")
+    operator = spectral(operator)
     check_noise(sigma_y)
     return PseudoinverseGuided(denoiser, operator, y, scheduled(sigma_y), scheduled(data_var))
 
@@ -113,8 +111,7 @@ def pigdm_as_coded(denoiser: Denoiser, operator: Any, y: Any) -> PseudoinverseGu
     >>> ds.guidance.pigdm_as_coded(ds.exact.Gaussian([0.0, 0.0], 1.0), A, jnp.array([2.0, 0.0])).vjps
     1
     """
-    operator = as_operator(operator)
-    check_offers(operator, Invertible, "a pseudo-inverse")
+    operator = invertible(operator)
     check_in_range(operator, y)
     return PseudoinverseGuidedAsCoded(denoiser, operator, y)
 

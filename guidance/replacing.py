@@ -11,13 +11,11 @@ from jax import Array
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import dps
 from diffsample.guidance.measurement import (
-    Invertible,
     Measured,
     apply,
-    as_operator,
     batch_of,
     check_in_range,
-    check_offers,
+    invertible,
     pinv,
 )
 from diffsample.sampler import fold, normal
@@ -71,8 +69,7 @@ def replacement(denoiser: Denoiser, operator: Any, y: Any) -> Replaced:
     >>> ds.sample(jax.random.key(0), sampler, (1, 2))[0, 0].tolist()
     3.0
     """
-    operator = as_operator(operator)
-    check_offers(operator, Invertible, "a pseudo-inverse")
+    operator = invertible(operator)
     check_in_range(operator, y)
     return Replaced(denoiser, operator, y)
 
