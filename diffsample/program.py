@@ -10,27 +10,31 @@ hands back its stored output as a vector; registers are assigned linear combinat
     tableau = program.tableau("euler", order=1)
 
 Assignments between two calls compose into one row; history slots are allotted by the last use of each output, so that
-a table carries only what its method needs.
+a table carries only what its method needs. Coefficients are Python numbers, or traced JAX scalars, which make a traced
+table: that is how a deterministic solver is learned.
 """
 
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffsample.grid import Grid
 from diffsample.process import Level
-from diffsample.tableau import About, Tableau
+from diffsample.tableau import About, Tableau, is_concrete
 
 
 class Vector:
-    """A linear combination of atoms with float coefficients.
+    """A linear combination of atoms, with numbers or traced scalars as coefficients.
 
-    Atoms are ("x", row * registers + register), ("f", call) and ("z", draw).
+    Atoms are ("x", row * registers + register), ("f", call), ("z", draw) and ("1", constant).
     """
 
-    def __init__(self, terms: dict[tuple[str, int], float]):
+    def __init__(self, terms: dict[tuple[str, int], Any]):
         self.terms = terms
 
     def __add__(self, other: "Vector | float") -> "Vector":
@@ -47,7 +51,8 @@ class Vector:
         return self + -1.0 * other
 
     def __mul__(self, scale: Any) -> "Vector":
-        return Vector({atom: value * float(scale) for atom, value in self.terms.items()})
+        scale = _number(scale)
+        return Vector({atom: value * scale for atom, value in self.terms.items()})
 
     __rmul__ = __mul__
 
@@ -55,7 +60,7 @@ class Vector:
 class _Row(NamedTuple):
     update: list[Vector]
     register: int
-    store: tuple[float, float]
+    store: tuple[Any, Any]
     now: Level
     next: Level
     index: int
@@ -74,6 +79,7 @@ class Program:
         self.grid = grid
         self._rows: list[_Row] = []
         self._draws = 0
+        self._constants: list[np.ndarray] = []
         self._x = self._carried(registers)
 
     def _carried(self, registers: int) -> list[Vector]:
@@ -95,15 +101,20 @@ class Program:
         self._draws += 1
         return Vector({("z", self._draws): 1.0})
 
+    def constant(self, value: ArrayLike) -> Vector:
+        """A number, or an image of the event's shape, that the state is shifted by."""
+        self._constants.append(np.asarray(value, np.float64))
+        return Vector({("1", len(self._constants) - 1): 1.0})
+
     def call(
-        self, now: Level, to: Level, *, x0: float = 0.0, eps: float = 0.0, register: int = 0, stage: int = 0
+        self, now: Level, to: Level, *, x0: Any = 0.0, eps: Any = 0.0, register: int = 0, stage: int = 0
     ) -> Vector:
         """Call the network at a register; the output kept and returned is x0 * (predicted x0) + eps * (predicted eps).
 
         `stage=0` begins a new step; later calls of the same step count up from 1.
         """
         index = sum(row.stage == 0 for row in self._rows) - (stage > 0)
-        self._rows.append(_Row(self._x, register, (float(x0), float(eps)), now, to, index, stage))
+        self._rows.append(_Row(self._x, register, (_number(x0), _number(eps)), now, to, index, stage))
         self._x = self._carried(len(self._x))
         return Vector({("f", len(self._rows) - 1): 1.0})
 
@@ -112,20 +123,23 @@ class Program:
         updates = [*(row.update for row in self._rows), self._x]
         slot_of, slots = _allot(updates)
         n, R = len(self._rows), len(self._x)
-        A, B, c = np.zeros((n + 1, R, R)), np.zeros((n + 1, R, slots)), np.zeros((n + 1, R))
+        A, B, shift = {}, {}, {}
         for r, update in enumerate(updates):
             for i, vector in enumerate(update):
                 for (kind, k), value in vector.terms.items():
                     if kind == "x" and k // R != r:
                         raise ValueError(f"row {r} uses a register read before the call; read program[...] after it")
                     if kind == "x":
-                        A[r, i, k % R] += value
-                    elif kind == "f" and value:
-                        B[r, i, slot_of[k]] += value
-            c[r] = _merge_noise(update, r)
+                        A[r, i, k % R] = value
+                    elif kind == "f" and _used(value):
+                        B[r, i, slot_of[k]] = value + B.get((r, i, slot_of[k]), 0.0)
+                    elif kind == "1" and _used(value):
+                        shift[r, i] = value * self._constants[k] + shift.get((r, i), 0.0)
+        c = np.stack([_merge_noise(update, r) for r, update in enumerate(updates)])
+        event = np.broadcast_shapes(*(np.shape(value) for value in shift.values()))
         tableau = Tableau(
-            A=A, B=B, c=c,
-            store=np.array([row.store for row in self._rows]),
+            A=_filled((n + 1, R, R), A), B=_filled((n + 1, R, slots), B), c=c,
+            store=_numbers([row.store for row in self._rows]),
             register=np.array([row.register for row in self._rows]),
             index=np.array([row.index for row in self._rows]),
             stage=np.array([row.stage for row in self._rows]),
@@ -133,16 +147,47 @@ class Program:
             now=_levels([row.now for row in self._rows]),
             next=_levels([row.next for row in self._rows]),
             active=np.ones(n, bool),
+            start=Level(*(np.asarray(field[0], np.float64) for field in self.grid.levels)),
+            shift=_filled((n + 1, R, *event), shift) if shift else None,
             noise=_noise_pattern(c),
             output=output,
             about=About(name, order, self.grid.process),
         )  # fmt: skip
-        tableau.check()
+        if is_concrete(tableau):
+            tableau.check()
         return tableau
 
 
+def _number(value: Any) -> Any:
+    """A float, unless traced by JAX."""
+    return value if isinstance(value, jax.Array) else float(value)
+
+
+def _used(value: Any) -> bool:
+    """Whether a coefficient is, or when traced may be, other than zero."""
+    return isinstance(value, jax.Array) or value != 0
+
+
+def _numbers(values: Any) -> Any:
+    """Nested sequences as float64 on the host, or as a JAX array where one of them is traced."""
+    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
+    return jnp.array(values) if traced else np.array(values, np.float64)
+
+
+def _filled(shape: tuple[int, ...], entries: dict[tuple[int, ...], Any]) -> Any:
+    """Zeros but for the entries."""
+    if any(isinstance(value, jax.Array) for value in entries.values()):
+        return (
+            jnp.zeros(shape).at[tuple(np.array(list(entries)).T)].set(jnp.stack([*map(jnp.asarray, entries.values())]))
+        )
+    out = np.zeros(shape)
+    for place, value in entries.items():
+        out[place] = value
+    return out
+
+
 def _levels(levels: list[Level]) -> Level:
-    return Level(*(np.array(field, np.float64) for field in zip(*levels, strict=True)))
+    return Level(*(_numbers(field) for field in zip(*levels, strict=True)))
 
 
 def _allot(updates: list[list[Vector]]) -> tuple[list[int], int]:
@@ -151,7 +196,7 @@ def _allot(updates: list[list[Vector]]) -> tuple[list[int], int]:
     for r, update in enumerate(updates):
         for vector in update:
             for (kind, k), value in vector.terms.items():
-                if kind == "f" and value:
+                if kind == "f" and _used(value):
                     last[k] = r
     busy: list[int] = []  # per slot, the row up to which it is needed
     slot_of = []

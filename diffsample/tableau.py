@@ -1,9 +1,10 @@
 """Tableaus: a whole linear solver as a table of numbers.
 
 Between two network calls every linear method is X <- A X + B F + c z on a few registers X, past outputs F in addressed
-history slots, and one standard normal z. Then the network is called at one register and u x0 + w eps is stored in a
-slot. n calls are n rows and one closing update without a call. Tables are built on the host in float64
-(`diffsample.program.Program`), so changing solver, grid or coefficients at equal shapes never compiles anew.
+history slots, and one standard normal z, plus a fixed shift in the few methods that know the data's mean. Then the
+network is called at one register and u x0 + w eps is stored in a slot. n calls are n rows and one closing update
+without a call. Tables are built on the host in float64 (`diffsample.program.Program`), so changing solver, grid or
+coefficients at equal shapes never compiles anew.
 
 Burrage & Butcher's general linear methods (1980) with exponential weights; the table is this library's own layout.
 """
@@ -50,6 +51,8 @@ class Tableau:
     index: Any  # [n] int, number of the step
     stage: Any  # [n] int, number of the call inside its step
     active: Any  # [n] bool, False on rows of padding, which call nothing
+    start: Level  # scalars, the level of the initial state; that of the first call unless the first move makes none
+    shift: Any = None  # [n+1, R] or [n+1, R, *event], added to the registers by each update; None adds nothing
     noise: str = static(default="never")  # rows that draw: "never" | "some" | "all" but the first and the closing one
     padded: bool = static(default=False)  # whether some rows may be inactive
     output: int = static(default=0)  # the register returned
@@ -80,6 +83,8 @@ class Tableau:
         for name, shape in shapes.items():
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"tableau.{name} has shape {np.shape(getattr(self, name))}, expected {shape}")
+        if self.shift is not None and np.shape(self.shift)[:2] != (n + 1, R):
+            raise ValueError(f"tableau.shift has shape {np.shape(self.shift)}, expected {(n + 1, R)} and the event's")
         for name in ("A", "B", "c", "store"):
             bad = np.argwhere(~np.isfinite(np.asarray(getattr(self, name))))
             if len(bad):
@@ -127,8 +132,12 @@ def pad(
         raise ValueError(f"cannot pad a table of (registers, slots, steps) = {(R, S, n)} to {(registers, slots, rows)}")
     A = np.tile(np.eye(registers), (rows + 1, 1, 1))
     B, c = np.zeros((rows + 1, registers, slots)), np.zeros((rows + 1, registers))
+    event = np.shape(tableau.shift)[2:]
+    shift = None if tableau.shift is None else np.zeros((rows + 1, registers, *event))
     for old, new in ((slice(0, n), slice(0, n)), (slice(n, None), slice(rows, None))):
         A[new, :R, :R], B[new, :R, :S], c[new, :R] = tableau.A[old], tableau.B[old], tableau.c[old]
+        if shift is not None and tableau.shift is not None:
+            shift[new, :R] = tableau.shift[old]
 
     def repeat_last(column: Any) -> Any:
         return np.concatenate([column, np.repeat(np.asarray(column)[-1:], rows - n, axis=0)])
@@ -137,7 +146,7 @@ def pad(
     columns = {name: jax.tree.map(repeat_last, getattr(tableau, name)) for name in fields}
     active = np.concatenate([tableau.active, np.zeros(rows - n, bool)])
     draws = tableau.noise if noise in (None, tableau.noise) else "some"
-    return dataclasses.replace(tableau, A=A, B=B, c=c, active=active, noise=draws, padded=True, **columns)
+    return dataclasses.replace(tableau, A=A, B=B, c=c, active=active, shift=shift, noise=draws, padded=True, **columns)
 
 
 def stack(tableaus: Sequence[Tableau]) -> Tableau:
@@ -156,5 +165,19 @@ def stack(tableaus: Sequence[Tableau]) -> Tableau:
         raise ValueError(f"tables that return different registers {sorted(outputs)} do not stack")
     noise = tableaus[0].noise if len({tableau.noise for tableau in tableaus}) == 1 else "some"
     registers, slots, steps = (max(getattr(t, name) for t in tableaus) for name in ("registers", "slots", "rows"))
-    padded = [pad(tableau, registers, slots, steps, noise) for tableau in tableaus]
+    padded = _shifted_alike([pad(tableau, registers, slots, steps, noise) for tableau in tableaus])
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+
+
+def _shifted_alike(tableaus: list[Tableau]) -> list[Tableau]:
+    """Tables with shifts of one shape, zero in those that had none, or none at all."""
+    if all(tableau.shift is None for tableau in tableaus):
+        return tableaus
+    event = np.broadcast_shapes(*(np.shape(tableau.shift)[2:] for tableau in tableaus))
+
+    def shift(tableau: Tableau) -> np.ndarray:
+        found = np.zeros(tableau.c.shape) if tableau.shift is None else np.asarray(tableau.shift)
+        lead = found.reshape(found.shape[:2] + (1,) * (len(event) - found.ndim + 2) + found.shape[2:])
+        return np.broadcast_to(lead, found.shape[:2] + event)
+
+    return [dataclasses.replace(tableau, shift=shift(tableau)) for tableau in tableaus]

@@ -6,6 +6,14 @@ if __name__ != "diffsample.solvers":
 from typing import TYPE_CHECKING, Any
 
 from diffsample.solvers.brownian import BrownianPath, brownian_path
+from diffsample.solvers.decisions import (
+    Decisions,
+    Derivative,
+    Relaxation,
+    from_published,
+    multistep_decisions,
+    singlestep_decisions,
+)
 from diffsample.solvers.deis import deis_log_rho, deis_rho, deis_t
 from diffsample.solvers.equal_error import equal_error_grid, measure_local_error
 from diffsample.solvers.importing import Scheduler, from_diffusers
@@ -16,12 +24,14 @@ from diffsample.solvers.langevin import (
     per_sample_ratio,
     predictor_corrector,
 )
+from diffsample.solvers.model_statistics import ModelStatistics
 from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
 from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
 from diffsample.solvers.pndm import fpndm, spndm
 from diffsample.solvers.restarting import restart
 from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
+from diffsample.solvers.scheduled import usf
 from diffsample.solvers.score_sde import ald, ancestral_sampling, euler_maruyama, reverse_diffusion
 from diffsample.solvers.shift_variants import (
     ShiftedQuery,
@@ -45,10 +55,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BrownianPath",
+    "Decisions",
+    "Derivative",
     "Effort",
     "Linear",
+    "ModelStatistics",
     "Path",
     "PredictorCorrector",
+    "Relaxation",
     "Scheduler",
     "ShiftedQuery",
     "Solved",
@@ -81,6 +95,7 @@ __all__ = [
     "flow_heun",
     "fpndm",
     "from_diffusers",
+    "from_published",
     "ghvb",
     "heavy_ball",
     "heun",
@@ -89,6 +104,7 @@ __all__ = [
     "linear",
     "lms",
     "measure_local_error",
+    "multistep_decisions",
     "per_sample_ratio",
     "plms",
     "predictor_corrector",
@@ -104,6 +120,7 @@ __all__ = [
     "shifted_dpm_code",
     "shifted_exponential",
     "shifted_pnm_code",
+    "singlestep_decisions",
     "singlestep_orders",
     "solve_ode",
     "solve_sde",
@@ -111,6 +128,7 @@ __all__ = [
     "spndm",
     "time_travel",
     "unipc",
+    "usf",
 ]
 
 

@@ -34,6 +34,7 @@ class Row(NamedTuple):
     active: Any
     gain: Any  # how this row's x0 and the next draw enter the coming move of the output register
     std: Any
+    shift: Any = None  # [R, ...], where the table has one
     span: Any = ()  # the row's part of the Brownian path, where there is one
 
 
@@ -76,7 +77,7 @@ class Linear:
         t, n = self.tableau, self.tableau.rows
         gain, std = _coming_move(t)
         return Row(t.A[:n], t.B[:n], t.c[:n], t.store, t.register, t.slot, t.now, t.next, t.index, t.stage, t.active,
-                   gain, std, self._spans(slice(n)))  # fmt: skip
+                   gain, std, None if t.shift is None else t.shift[:n], self._spans(slice(n)))  # fmt: skip
 
     @property
     def draws(self) -> Any:
@@ -89,8 +90,8 @@ class Linear:
         self.denoiser.check(self.tableau.about.process, self.tableau.now)
 
     def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        """sigma of the first level times standard normals."""
-        return jnp.asarray(self.tableau.now.sigma[0], dtype) * normal(keys, shape, dtype)
+        """sigma of the level where the run starts times standard normals."""
+        return jnp.asarray(self.tableau.start.sigma, dtype) * normal(keys, shape, dtype)
 
     def init(self, keys: Array, x: Array, cond: PyTree) -> LinearState:
         zero = jnp.zeros_like(x)
@@ -101,7 +102,7 @@ class Linear:
 
     def step(self, keys: Array, state: LinearState, step: Row, cond: PyTree) -> LinearState:
         z, walk = self._draw(keys, state, step.c, step.span)
-        moved = state._replace(registers=self._update(state, step.A, step.B, step.c, z), walk=walk)
+        moved = state._replace(registers=self._update(state, step.A, step.B, step.c, z, step.shift), walk=walk)
         if not self.tableau.padded:
             return self._call(keys, moved, step, cond)
         idle = state.where._replace(fresh=jnp.zeros((), bool))
@@ -115,7 +116,7 @@ class Linear:
         t, out = self.tableau, self.tableau.output
         A, B, c = t.A[-1][out : out + 1], t.B[-1][out : out + 1], t.c[-1][out : out + 1]
         z, _ = self._draw(keys, state, c, self._spans(-1), closing=True)
-        return self._update(state, A, B, c, z)[0]
+        return self._update(state, A, B, c, z, None if t.shift is None else t.shift[-1][out : out + 1])[0]
 
     def view(self, state: LinearState) -> View:
         w = state.where
@@ -140,12 +141,14 @@ class Linear:
     def _spans(self, rows: slice | int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[rows], self.path.spans) if self.path else ()
 
-    def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None) -> tuple:
-        """A X + B F + c z."""
+    def _update(self, state: LinearState, A: Any, B: Any, c: Any, z: Array | None, shift: Any = None) -> tuple:
+        """A X + B F + c z, and the shift where there is one."""
         first = state.registers[0]
         parts = (*state.registers, *(state.past[:, i] for i in range(state.past.shape[1])))
         weights = jnp.concatenate([jnp.asarray(A, first.dtype), jnp.asarray(B, first.dtype)], axis=1)
         new = [sum(weights[i, j] * part for j, part in enumerate(parts)) for i in range(weights.shape[0])]
+        if shift is not None:
+            new = [value + _event(shift[i], first) for i, value in enumerate(new)]
         if z is None:
             return tuple(new)
         c = jnp.asarray(c, first.dtype)
@@ -207,6 +210,12 @@ def linear(denoiser: Denoiser, tableau: Tableau, *, path: BrownianPath | None = 
     if path is not None and len(path.spans.first) != tableau.rows + 1:
         raise ValueError(f"the path was laid out for {len(path.spans.first) - 1} rows, the table has {tableau.rows}")
     return Linear(denoiser, jax.tree.map(jnp.asarray, tableau), path)
+
+
+def _event(shift: Any, x: Array) -> Array:
+    """A number or an image, to be added to the states x [B, ...]."""
+    shift = jnp.asarray(shift, x.dtype)
+    return jnp.broadcast_to(shift.reshape((1,) * (x.ndim - shift.ndim) + shift.shape), x.shape)
 
 
 def _where(row: Row) -> Where:

@@ -15,7 +15,7 @@ def run_on_host(
     x: ArrayLike,
     draws: ArrayLike | None = None,
 ) -> np.ndarray:
-    """The output of a linear solver in NumPy float64: X <- A X + B F + c z, then the call, row after row.
+    """The output of a linear solver in NumPy float64: X <- A X + B F + c z (+ shift), then the call, row after row.
 
     Args:
         tableau: a solver.
@@ -37,6 +37,9 @@ def run_on_host(
         if r < tableau.rows and not tableau.active[r]:
             continue
         state[:R] = np.tensordot(weights[r], state, axes=1)
+        if tableau.shift is not None:
+            for i, shift in enumerate(tableau.shift[r]):
+                state[i] += shift
         if draws is not None:
             state[:R] += np.multiply.outer(tableau.c[r], np.asarray(draws)[r])
         if r < tableau.rows:

@@ -21,7 +21,7 @@ def output_moments(tableau: Tableau, data: Moments, start: Moments) -> Moments:
     exactly: the weak error of any stochastic solver without a single draw.
 
     Args:
-        tableau: a solver.
+        tableau: a solver, without a shift by an image.
         data: law of the clean data, one coordinate.
         start: law of the initial state, for example Moments(alpha mean, alpha^2 variance + sigma^2).
 
@@ -39,6 +39,7 @@ def output_moments(tableau: Tableau, data: Moments, start: Moments) -> Moments:
             update[:R] = np.concatenate([tableau.A[r], tableau.B[r]], axis=1)
             mean, cov = update @ mean, update @ cov @ update.T
             cov[:R, :R] += np.outer(tableau.c[r], tableau.c[r])
+            mean[:R] += 0.0 if tableau.shift is None else tableau.shift[r]
         if r < tableau.rows and tableau.active[r]:
             slope, shift = _stored(tableau, r, data)
             update, slot = np.eye(size), R + int(tableau.slot[r])

@@ -1,0 +1,171 @@
+"""Taylor expansion of a prediction in half log-SNR: one step s -> t of the unified sampling framework.
+
+    x_t = carry x_s + total (F_s + sum_k moments[k] h^k F_s^(k)),    k = 1, ..., order - 1,
+
+where h is the gain in half log-SNR, F the prediction and moments[k] the integral of the kernel that F is met with,
+against (u h)^k / k! over u in [0, 1]. A derivative is that of the polynomial through F_s and F at some points. Levels
+may be floats, or traced JAX scalars of finite log-SNR.
+"""
+
+from collections.abc import Callable, Sequence
+from math import expm1, factorial, inf, prod
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffsample.process import Level
+from diffsample.solvers.decisions import Derivative, Relaxation
+from diffsample.solvers.exponential import DATA, NOISE, Form, phi
+from diffsample.solvers.moves import decay, gain
+
+TERMS = 20  # of the series of phi, for arguments below 1
+
+
+class Step(NamedTuple):
+    """What a step does with a prediction."""
+
+    carry: Any
+    total: Any
+    z: Any  # argument of the published relaxations
+    moments: tuple[Any, ...]  # moments[0] = 1
+
+
+class Kind(Protocol):
+    """A prediction that may be expanded."""
+
+    def channel(self, level: Level) -> tuple[Any, Any]:
+        """(u, w): the prediction is u x0 + w eps."""
+        ...
+
+    def step(self, s: Level, t: Level, count: int) -> Step:
+        """The step of `count` moments; a step of infinite gain has one."""
+        ...
+
+    def gauge(self, s: Level, level: Level) -> Any:
+        """Factor on the prediction made at a level, where a step from s expands it."""
+        ...
+
+    def shift(self, s: Level, t: Level, total: Any, weighted: Sequence[tuple[Any, Level]]) -> Any:
+        """A constant that the step adds, given its weights on the predictions at levels; None is nothing."""
+        ...
+
+
+class Plain(NamedTuple):
+    """The data or the noise prediction."""
+
+    form: Form
+    sign: float  # of z: the kernel is exp(-z u)
+
+    def channel(self, level: Level) -> tuple[float, float]:
+        return self.form.x0, self.form.eps
+
+    def step(self, s: Level, t: Level, count: int) -> Step:
+        if isinstance(decay(s, t), jax.Array):
+            carry = t.sigma / s.sigma if self.form.x0 else t.alpha / s.alpha
+            total = t.alpha - carry * s.alpha if self.form.x0 else t.sigma - carry * s.sigma
+            z = self.sign * distance(s, t)
+        else:
+            carry, total, z, _ = self.form.move(s, t)
+        ratios = (phi_ratio(k, z) for k in range(1, count)) if isinstance(z, jax.Array) or abs(z) < inf else ()
+        return Step(carry, total, z, (1.0, *ratios))
+
+    def gauge(self, s: Level, level: Level) -> float:
+        return 1.0
+
+    def shift(self, s: Level, t: Level, total: Any, weighted: Sequence[tuple[Any, Level]]) -> None:
+        return None
+
+
+NOISE_KIND, DATA_KIND = Plain(NOISE, 1.0), Plain(DATA, -1.0)
+
+
+def distance(s: Level, t: Level) -> Any:
+    """h, the gain in half log-SNR, infinite into sigma = 0 or from alpha = 0."""
+    ratio = decay(s, t)
+    return -jnp.log(ratio) if isinstance(ratio, jax.Array) else gain(s, t)
+
+
+def phi_ratio(k: int, z: Any) -> Any:
+    """phi_{k+1}(z) / phi_1(z)."""
+    if not isinstance(z, jax.Array):
+        return phi(k + 1, z) / phi(1, z)
+    return _traced_phi(k + 1, z) / _traced_phi(1, z)
+
+
+def estimate(places: Sequence[Any], k: int) -> list[Any]:
+    """Weights on F_j - F_0 of the k-th derivative at 0 of the polynomial through the places 0, r_1, ..., r_m.
+
+    >>> estimate([-1.0], 1), estimate([-1.0, 1.0], 2)
+    ([-1.0], [1.0, 1.0])
+    """
+    found = []
+    for j, r in enumerate(places):
+        others = [q for i, q in enumerate(places) if i != j]
+        found.append((-1) ** (len(places) - k) * factorial(k) * _symmetric(others, len(places) - k)
+                     / (r * prod((r - q for q in others), start=1.0)))  # fmt: skip
+    return found
+
+
+def weigh(
+    step: Step,
+    derivatives: Sequence[Derivative],
+    place: Callable[[int], Any],
+    factor: Callable[[int], Any],
+) -> tuple[Any, dict[int, Any]]:
+    """Weights of sum 1: on the output at the start, and on those at the points of the derivatives.
+
+    Points infinitely far away are left out, and so is a derivative left with too few.
+
+    Args:
+        step: with a moment a derivative and one more.
+        derivatives: first, second, ...
+        place: of an output, in units of the step: the start is at 0 and the end at 1.
+        factor: the relaxation of the k-th derivative.
+    """
+    first, weights = 1.0, {}
+    for k, (derivative, moment) in enumerate(zip(derivatives, step.moments[1:], strict=False), 1):
+        points = [(point, r) for point in derivative.points if isinstance(r := place(point), jax.Array) or abs(r) < inf]
+        if len(points) < k:
+            continue
+        scale = moment * factor(k)
+        for (point, _), a in zip(points, estimate([r for _, r in points], k), strict=True):
+            weights[point] = weights.get(point, 0.0) + scale * a
+            first = first - scale * a
+    return first, weights
+
+
+def relaxed(relaxation: Relaxation | None, z: Any, h: Any, gamma: Any = None) -> Any:
+    """The factor of a relaxation; gamma in place of its own where given."""
+    if relaxation is None:
+        return 1.0
+    if relaxation.kind == "linear":
+        return 1 + (relaxation.gamma if gamma is None else gamma) * h**relaxation.power
+    e = jnp.expm1(z) if isinstance(z, jax.Array) else expm1(z)
+    rest = z**2 * phi_two(z)  # exp(z) - 1 - z
+    scales = {"bh1": z**2 / (2 * rest), "bh2": z * e / (2 * rest), "half_exp": 1 + e / 2, "minus_half_exp": 1 - e / 2}
+    return scales[relaxation.kind]
+
+
+def phi_two(z: Any) -> Any:
+    """phi_2(z) = (exp(z) - 1 - z) / z^2."""
+    return _traced_phi(2, z) if isinstance(z, jax.Array) else phi(2, z)
+
+
+def _symmetric(values: Sequence[Any], degree: int) -> Any:
+    """Elementary symmetric polynomial."""
+    table = [1.0] + [0.0] * degree
+    for value in values:
+        for d in range(degree, 0, -1):
+            table[d] = table[d] + value * table[d - 1]
+    return table[degree]
+
+
+def _traced_phi(k: int, z: jax.Array) -> jax.Array:
+    small = jnp.abs(z) < 1
+    near, far = jnp.where(small, z, 0.0), jnp.where(small, 1.0, z)
+    series = sum(near**j / factorial(j + k) for j in range(TERMS))
+    value = jnp.exp(far)
+    for j in range(k):
+        value = (value - 1 / factorial(j)) / far
+    return jnp.where(small, series, value)
