@@ -100,7 +100,7 @@ class Decisions:
     2
     """
 
-    times: Sequence[float] | Grid  # kept as a tuple, and so are all the others
+    times: Sequence[float]  # kept as a tuple, and so are all the others
     orders: Sequence[int]
     predictions: Sequence[str]
     starts: Sequence[int] = ()
@@ -202,7 +202,7 @@ def multistep_decisions(
     derivatives = [nearest(q, -1, relaxation if q == 2 else None) for q in orders]
     corrected = [corrector] * (n - 1) + ["none"]
     relaxed = [relaxation if q == 1 and kind != "none" else None for q, kind in zip(orders, corrected, strict=True)]
-    return Decisions(times, orders, [prediction] * n, derivatives=derivatives, correctors=corrected,
+    return Decisions(tuple(times), orders, [prediction] * n, derivatives=derivatives, correctors=corrected,
                      corrector_relaxations=relaxed)  # fmt: skip
 
 
