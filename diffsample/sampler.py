@@ -66,9 +66,10 @@ class Sampler(Protocol):
     """Anything that `sample` can run. Batch axis first in every state leaf that belongs to a sample.
 
     A sampler may also have `kernel(state, step) -> Kernel`, the law of the x of the coming row (step=None: of what
-    `finish` returns); `draws`, [n] bool, False on rows whose move draws no noise; and `verify(out)`, which raises where
-    the result of a run is not valid; `done(state) -> bool`, which ends the loop before its last row; `dtype`, of states
-    that are not floats. `finish` may return a NamedTuple whose field `x` holds the samples.
+    `finish` returns); `draws`, [n] bool, False on rows whose move draws no noise; `admit(shape, x)`, which raises
+    before a run from initial states that are not valid (x None: from its own prior); and `verify(out)`, which raises
+    where the result of a run is not valid; `done(state) -> bool`, which ends the loop before its last row; `dtype`, of
+    states that are not floats. `finish` may return a NamedTuple whose field `x` holds the samples.
     """
 
     @property

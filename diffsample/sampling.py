@@ -87,6 +87,7 @@ def sample(
     _check_key(key)
     dtype = getattr(sampler, "dtype", jnp.float32) if dtype is None else dtype
     shape, dtype = _start(shape, x, dtype, check)
+    getattr(sampler, "admit", _accept)(shape, x if check else None)
     _check_cond(cond, shape[0])
     if chunk is not None and chunk < shape[0]:
         if record is not None or chunk < 1:
@@ -153,8 +154,8 @@ def _samples(out: Any) -> Array:
     return out.x if hasattr(out, "_fields") else out
 
 
-def _accept(out: Any) -> None:
-    """A sampler without `verify` takes any result."""
+def _accept(*_: Any) -> None:
+    """A sampler without `admit` takes any start, one without `verify` any result."""
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7))

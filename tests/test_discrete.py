@@ -244,8 +244,28 @@ def test_faults_are_reported_with_their_position():
         with pytest.raises(FloatingPointError, match="position 2"):
             ds.sample(KEY, sampler, (3, 5))
         assert (ds.sample(KEY, sampler, (3, 5), check=False).fault == 2).all()
-    with pytest.raises(FloatingPointError, match=r"sequence 1.*position 4 \(token 7\)"):
-        ds.sample(KEY, decoder(discrete.first_hitting(5)), x=jnp.array([[3, 3, 3, 3, 0], [3, 3, 3, 3, 7]]))
+    with pytest.raises(FloatingPointError, match="NaN, or are -inf"):
+        ds.sample(KEY, sampler, (3, 5))
+
+
+def test_ids_that_are_no_tokens_are_refused_before_the_run_and_reported_after_it_where_traced():
+    x = jnp.array([[3, 3, 3, 3, 0], [3, 3, -1, 3, 7]])
+    calls = []
+
+    def counted(params, x, cond):
+        calls.append(x)
+        return jnp.zeros((*x.shape, 3))
+
+    model = discrete.from_logits(counted, (), 3, 3)
+    for sampler in (discrete.Decoder(model, discrete.first_hitting(5)), discrete.speculative(model, 5, drafts=2)):
+        with pytest.raises(ValueError, match=r"x\[1, 2\] = -1 is no token, nor are 1 others.*0 .. 2, and 3 is"):
+            ds.sample(KEY, sampler, x=x)
+        assert not calls  # nothing was even traced
+        out = jax.jit(lambda x, sampler=sampler: ds.sample(KEY, sampler, x=x))(x)
+        assert out.fault.tolist() == [-1, 2]
+        with pytest.raises(FloatingPointError, match=r"sequence 1.*position 2 \(token -1\).*outside"):
+            sampler.verify(out)
+        calls.clear()
 
 
 def test_bad_input_is_refused():
@@ -262,6 +282,8 @@ def test_bad_input_is_refused():
         (lambda: discrete.CoarseGumbel(24), "23"),
         (lambda: ds.sample(KEY, discrete.Decoder(model, POLICIES["groups"]), x=jnp.zeros((2, 5))), "integer tokens"),
         (lambda: ds.sample(KEY, discrete.Decoder(model, discrete.dyadic(4)), (2, 5)), "order is of 4"),
+        (lambda: ds.sample(KEY, discrete.speculative(model, 4), (2, 5)), "length=5"),
+        (lambda: ds.sample(KEY, discrete.Decoder(model, discrete.threshold(4, -1.0)), (2, 5)), "sliding_windows"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call()

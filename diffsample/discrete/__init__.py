@@ -9,7 +9,7 @@ from diffsample.discrete.any_subset import Speculative, speculative
 from diffsample.discrete.categorical import CoarseGumbel, gumbel_max, inverse_cdf
 from diffsample.discrete.classifier_guidance import classifier_guided, classifier_guided_by_gradient
 from diffsample.discrete.correctors import Gibbs, Informed
-from diffsample.discrete.decoder import Context, Decoded, Decoder, DecoderView, Policy, Reveal, Selection
+from diffsample.discrete.decoder import Decoded, Decoder, DecoderView
 from diffsample.discrete.drafted import blockwise, low_confidence, maskgit, path_planning
 from diffsample.discrete.drafting import AcceptanceStop, EntropyStop, KSeq, acceptance, k_seq, residual, select_draft
 from diffsample.discrete.draws import Draws, Keyed
@@ -27,7 +27,9 @@ from diffsample.discrete.likelihood import (
 from diffsample.discrete.marginals import BlockGibbs, MarginalModel
 from diffsample.discrete.model import Laws, MaskedModel, from_logits
 from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first_hitting, given_order
-from diffsample.discrete.proposals import Extrapolated, Temperature, TopK, TopP, chain, greedy
+from diffsample.discrete.policy import Policy, Reveal, Selection
+from diffsample.discrete.prompts import Prompts, aligned_left, aligned_right, examine
+from diffsample.discrete.proposals import Context, Extrapolated, Temperature, TopK, TopP, chain, greedy
 from diffsample.discrete.remdm import (
     flow_corrector,
     forward_backward,
@@ -74,6 +76,7 @@ __all__ = [
     "MaskedModel",
     "Policy",
     "Polynomial",
+    "Prompts",
     "Reveal",
     "ReverseCosine",
     "Schedule",
@@ -83,6 +86,8 @@ __all__ = [
     "TopK",
     "TopP",
     "acceptance",
+    "aligned_left",
+    "aligned_right",
     "ancestral",
     "any_order_bound",
     "asynchronous",
@@ -99,6 +104,7 @@ __all__ = [
     "equal_sizes",
     "euler",
     "exact_bound",
+    "examine",
     "first_hitting",
     "flow_corrector",
     "forward_backward",

@@ -15,10 +15,11 @@ import numpy as np
 from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
-from diffsample.discrete.decoder import of_token, refuse_faults, write
 from diffsample.discrete.drafting import acceptance, residual
 from diffsample.discrete.draws import CHECK, FIX, WHAT, WHEN, Categorical, Draws, as_draws
+from diffsample.discrete.masked_sampler import TokenSampler, first_bad, unknown
 from diffsample.discrete.model import MaskedModel, broken, mend
+from diffsample.discrete.slots import of_token, write
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -63,7 +64,7 @@ class RoundView(NamedTuple):
 
 
 @pytree
-class Speculative:
+class Speculative(TokenSampler):
     """See `speculative`."""
 
     model: MaskedModel
@@ -84,9 +85,9 @@ class Speculative:
         return (self.numbers.shape[0] - 1) * self.model.evaluations
 
     @property
-    def dtype(self) -> Any:
-        """Of the state."""
-        return jnp.int32
+    def longest(self) -> int:
+        """A row a token."""
+        return self.numbers.shape[0] - 1
 
     def done(self, state: Round) -> Array:
         """Whether every sequence is finished; not before the first row."""
@@ -96,12 +97,9 @@ class Speculative:
         """Whether no row can change a concrete state any more."""
         return bool(np.all(np.asarray(state.done) >= np.asarray(state.count)))
 
-    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        """All masks."""
-        return jnp.full(shape, self.model.mask_id, jnp.int32)
-
     def init(self, keys: Array | Draws, x: Array, cond: PyTree) -> Round:
         """Before the first call."""
+        self.admit(x.shape, x)
         batch, length = x.shape
         masked = x == self.model.mask_id
         if self.order is None:
@@ -112,7 +110,8 @@ class Speculative:
         features = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         zero, count = jnp.zeros(batch, jnp.int32), jnp.sum(masked, axis=1, dtype=jnp.int32)
         queue = jnp.argsort(ranks, axis=1).astype(jnp.int32)
-        return Round(x, features, count > 0, queue, zero, count, zero, zero, zero, zero - 1)
+        fault = first_bad(unknown(x, self.model), zero - 1)
+        return Round(x, features, count > 0, queue, zero, count, zero, zero, zero, fault)
 
     def step(self, keys: Array | Draws, state: Round, step: Array, cond: PyTree) -> Round:
         """A round, then a call where the round ended in a rejection."""
@@ -120,16 +119,10 @@ class Speculative:
 
     def finish(self, keys: Array | Draws, state: Round, cond: PyTree) -> Speculated:
         """The tokens."""
-        left = state.x == self.model.mask_id
-        fault = jnp.where(jnp.any(left, axis=1), jnp.argmax(left, axis=1), -1).astype(jnp.int32)
-        return Speculated(state.x, state.calls, jnp.maximum(state.fault, fault), state.rows)
+        return Speculated(state.x, state.calls, first_bad(state.x == self.model.mask_id, state.fault), state.rows)
 
     def view(self, state: Round) -> RoundView:
         return RoundView(state.x, state.x == self.model.mask_id, state.accepted, state.calls, jnp.ones((), bool))
-
-    def verify(self, out: Speculated) -> None:
-        """Raise where the model gave no law."""
-        refuse_faults(self.model, out.x, out.fault)
 
     def _round(self, draws: Draws, state: Round, active: Array, cond: PyTree) -> Round:
         x, length, k = state.x, state.x.shape[1], self.drafts

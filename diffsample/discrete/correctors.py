@@ -10,9 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.discrete.decoder import Place, of_token, write
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
+from diffsample.discrete.policy import Place
+from diffsample.discrete.slots import of_token, write
 from diffsample.struct import pytree, static
 
 WHERE, REDRAW = 0, 1  # streams

@@ -13,88 +13,19 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
 from diffsample.discrete.draws import FIX, WHAT, WHEN, Categorical, Draws, as_draws
-from diffsample.discrete.model import Laws, MaskedModel, broken, gather
+from diffsample.discrete.masked_sampler import TokenSampler, first_bad, unknown
+from diffsample.discrete.model import Laws, broken, gather
+from diffsample.discrete.policy import Place, Policy, Reveal, Selection
+from diffsample.discrete.proposals import Context, as_leaves
+from diffsample.discrete.slots import of_token, pack, write
 from diffsample.process import Level
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
-
-
-class Place(NamedTuple):
-    """Where a decoder stands."""
-
-    masked: Array  # bool [B, L], positions that wait for a token
-    free: Array  # bool [B, L], positions that are not prompt or padding
-    clock: Array  # [B] mask probability
-    index: Array  # int32 scalar, number of the update, from 0
-    newest: Any = None  # the `Reveal` of the update before
-
-
-class Selection(NamedTuple):
-    """A policy's decision."""
-
-    reveal: Array  # bool [B, L], masked positions to reveal now
-    clock: Array  # [B], mask probability at which the network is called next
-    tokens: Array | None = None  # int32 [B, L], where the policy drew them itself
-    remask: Array | None = None  # bool [B, L], observed free positions to mask again
-    weight: Array | None = None  # scalar or [B], of an extrapolating proposal
-
-
-class Policy(Protocol):
-    """Which positions, and when."""
-
-    @property
-    def steps(self) -> PyTree:
-        """Data of each update, leading axis n."""
-        ...
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether to stop as soon as nothing is masked, in a while loop instead of a scan."""
-        ...
-
-    def width(self, length: int) -> int:
-        """The most positions that one update reveals, of a sequence of this length."""
-        ...
-
-    def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
-        """(memory, batch first; the mask probability of the first call [B])."""
-        ...
-
-    def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: PyTree) -> tuple[Selection, PyTree]:
-        """The decision of one update; where nothing is masked it must decide nothing."""
-        ...
-
-
-class Reveal(NamedTuple):
-    """What the newest update revealed, k positions at most."""
-
-    positions: Array  # int32 [B, k]
-    valid: Array  # bool [B, k], the slots that are used
-    tokens: Array  # int32 [B, k]
-    log_p: Array  # [B, k], log-probability of the token under the model
-    log_q: Array  # [B, k], and under the proposal that drew it; NaN where the policy drew it, by a law of its own
-
-
-class Context(NamedTuple):
-    """What a proposal may read, besides the laws at the positions to reveal."""
-
-    x: Array  # [B, L]
-    positions: Array  # int32 [B, k]
-    valid: Array  # bool [B, k]
-    before: Array  # [B, k, vocab] log-laws at the same positions one update earlier
-    count: Array  # int32 [B], positions revealed now
-    count_before: Array  # int32 [B], and one update earlier
-    weight: Array | None  # the policy's, of an extrapolation
-    cond: PyTree
-
-
-Proposal: TypeAlias = Callable[[Array, Context], Array]
 
 
 class Corrector(Protocol):
@@ -152,7 +83,7 @@ class Decoded(NamedTuple):
 
 
 @pytree
-class Decoder:
+class Decoder(TokenSampler):
     """A sampler over x int32 [B, L] from a masked model, a policy, a proposal and a corrector.
 
     Functions of this package (`first_hitting`, `ancestral`, `maskgit`, ...) build the published ones.
@@ -203,23 +134,18 @@ class Decoder:
         return updates * self.model.evaluations * (1 if self.corrector is None else 1 + self.corrections)
 
     @property
-    def dtype(self) -> Any:
-        """Of the state."""
-        return jnp.int32
+    def longest(self) -> int | None:
+        """What the policy was planned for."""
+        return getattr(self.policy, "length", None)
 
     @property
     def done(self) -> Callable[[State], Array] | None:
         """Whether every sequence is finished; None where the number of rows is fixed."""
         return self._finished if self.policy.adaptive else None
 
-    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        """All masks."""
-        return jnp.full(shape, self.model.mask_id, jnp.int32)
-
     def init(self, keys: Array | Draws, x: Array, cond: PyTree) -> State:
         """Before the first call: what is not a mask is prompt or padding, and stays."""
-        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(f"a decoder needs integer tokens [batch, length], got {x.dtype} of shape {x.shape}")
+        self.admit(x.shape, x)
         batch, length = x.shape
         masked = x == self.model.mask_id
         zero = jnp.zeros(batch, jnp.int32)
@@ -231,9 +157,9 @@ class Decoder:
         empty = jnp.zeros((batch, k), jnp.int32)
         logs = jnp.zeros((batch, k), jax.eval_shape(self.model.log_probs, features, empty).dtype)
         reveal = Reveal(empty, empty > 0, empty, logs, logs)
-        outside = (x < 0) | (x > max(self.model.vocab - 1, self.model.mask_id))
+        fault = first_bad(unknown(x, self.model), zero - 1)  # of traced ids, which `admit` cannot read
         return State(x, masked, features, features if self._looks_back else (), memory, clock, jnp.ones(batch, bool),
-                     reveal, zero, zero, _first(outside, zero - 1), jnp.int32(0), jnp.int32(-1))  # fmt: skip
+                     reveal, zero, zero, fault, jnp.int32(0), jnp.int32(-1))  # fmt: skip
 
     def step(self, keys: Array | Draws, state: State, step: PyTree, cond: PyTree) -> State:
         """One update, then one call; with a corrector, its redraw and another call."""
@@ -250,17 +176,13 @@ class Decoder:
 
     def finish(self, keys: Array | Draws, state: State, cond: PyTree) -> Decoded:
         """The tokens; a mask that is left is a fault at its position."""
-        return Decoded(state.x, state.calls, _first(state.x == self.model.mask_id, state.fault))
+        return Decoded(state.x, state.calls, first_bad(state.x == self.model.mask_id, state.fault))
 
     def view(self, state: State) -> DecoderView:
         clock = state.clock
         return DecoderView(state.x, state.x == self.model.mask_id, Level(clock, 1 - clock, clock), state.features,
                            state.reveal, state.memory, state.calls, state.executed, state.index,
                            jnp.ones((), bool))  # fmt: skip
-
-    def verify(self, out: Decoded) -> None:
-        """Raise where the model gave no law, an id was out of range, or a mask is left."""
-        refuse_faults(self.model, out.x, out.fault)
 
     @property
     def _looks_back(self) -> bool:
@@ -288,7 +210,7 @@ class Decoder:
         reveal, bad = self._reveal(draws.at(WHAT), laws, state, chosen, positions, valid, cond)
         x = write(state.x, positions, valid, reveal.tokens)
         if chosen.remask is not None:
-            x = jnp.where(chosen.remask & place.free & ~place.masked, self.model.mask_id, x)
+            x = jnp.where(chosen.remask & place.free, self.model.mask_id, x)
         fault = jnp.where(state.fault >= 0, state.fault, jnp.max(jnp.where(bad, positions, -1), axis=1))
         return state._replace(
             x=x,
@@ -340,48 +262,3 @@ class Decoder:
             calls=state.calls + need * jnp.int32(self.model.evaluations),
             executed=state.executed + execute,
         )
-
-
-def refuse_faults(model: MaskedModel, x: Array, fault: Array) -> None:
-    """Raise FloatingPointError where a sequence went wrong, naming the first and its position."""
-    faults = np.asarray(fault)
-    if (faults >= 0).any():
-        sample = int(np.flatnonzero(faults >= 0)[0])
-        at = int(faults[sample])
-        raise FloatingPointError(
-            f"sequence {sample} went wrong at position {at} (token {int(x[sample, at])}), as did "
-            f"{int((faults >= 0).sum())} of {len(faults)}: the model gave NaN logits or no possible token, an id "
-            f"of x was outside 0 .. {model.vocab - 1}, or a mask was left"
-        )
-
-
-def of_token(log_p: Array, tokens: Array) -> Array:
-    """The entries [...] of log-laws [..., V] at tokens [...]."""
-    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-
-
-def as_leaves(rule: Any) -> Any:
-    """A plain function as a pytree without leaves; anything else as it is."""
-    return jax.tree_util.Partial(rule) if callable(rule) and jax.tree_util.all_leaves([rule]) else rule
-
-
-def pack(chosen: Array, k: int) -> tuple[Array, Array]:
-    """The first k chosen positions of each row, int32 [B, k], and which slots hold one, without a sort."""
-    length = chosen.shape[1]
-    if k == length:
-        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), chosen.shape), chosen
-    seen = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
-    found = jnp.sum(seen[:, None, :] <= jnp.arange(k, dtype=jnp.int32)[None, :, None], axis=-1, dtype=jnp.int32)
-    return jnp.minimum(found, length - 1), found < length
-
-
-def write(x: Array, positions: Array, valid: Array, tokens: Array) -> Array:
-    """x with tokens at the valid positions; the other slots write nowhere."""
-    rows = jnp.arange(x.shape[0])[:, None]
-    return x.at[rows, jnp.where(valid, positions, x.shape[1])].set(tokens.astype(x.dtype), mode="drop")
-
-
-def _first(bad: Array, otherwise: Array) -> Array:
-    """The first bad position of each row, or otherwise [B]."""
-    found = jnp.where(jnp.any(bad, axis=1), jnp.argmax(bad, axis=1).astype(jnp.int32), -1)
-    return jnp.where(otherwise >= 0, otherwise, found)

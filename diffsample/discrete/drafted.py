@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Selection, as_leaves, of_token
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
-from diffsample.discrete.ordered import Sizes, cosine_sizes, masked_share, planned_sizes
+from diffsample.discrete.ordered import Sizes, cosine_sizes, planned_sizes
+from diffsample.discrete.policy import Around, Place, Selection, masked_share
+from diffsample.discrete.proposals import as_leaves
 from diffsample.discrete.scored import Scored, ranked
+from diffsample.discrete.slots import of_token
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -38,9 +40,6 @@ class Drafted(Scored):
     @property
     def steps(self) -> PyTree:
         return self.updates, self.temperatures
-
-    def width(self, length: int) -> int:
-        return length
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: PyTree) -> tuple[Selection, PyTree]:
         update, temperature = row
@@ -106,9 +105,6 @@ class PathPlanned(Scored):
         """A full sequence may be masked again."""
         return False
 
-    def width(self, length: int) -> int:
-        return length
-
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: Array) -> tuple[Selection, PyTree]:
         tokens, fresh = draft(draws, laws, place.masked, self.proposal)
         seen = jnp.minimum(laws.x, laws.model.vocab - 1)
@@ -152,12 +148,17 @@ def draft(draws: Draws, laws: Laws, masked: Array, proposal: Any) -> tuple[Array
 
 
 @pytree
-class Blockwise:
+class Blockwise(Around):
     """Another policy inside one block of positions after another; see `blockwise`."""
 
     policy: Any
     blocks: Array  # int32 [L], the block of each position
     count: int = static()
+
+    @property
+    def length(self) -> int:
+        """That of the blocks together."""
+        return self.blocks.shape[0]
 
     @property
     def steps(self) -> PyTree:
@@ -169,10 +170,8 @@ class Blockwise:
 
     @property
     def adaptive(self) -> bool:
+        """Its blocks have a fixed number of rows."""
         return False
-
-    def width(self, length: int) -> int:
-        return self.policy.width(length)
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         return self.policy.init(draws, self._inside(place, jnp.int32(0)))

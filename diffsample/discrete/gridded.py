@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Policy, Selection
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
+from diffsample.discrete.policy import Counted, Place, Policy, Selection
 from diffsample.discrete.schedules import Schedule, check_levels
+from diffsample.discrete.slots import at_most
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -43,13 +44,6 @@ class Grid(Policy):
     def steps(self) -> PyTree:
         return self.rho, self.remask, self.clock, self.weight
 
-    @property
-    def adaptive(self) -> bool:
-        return False
-
-    def width(self, length: int) -> int:
-        return length
-
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         return (), jnp.full(place.clock.shape, self.start, place.clock.dtype)
 
@@ -62,29 +56,24 @@ class Grid(Policy):
 
 
 @pytree
-class Asynchronous(Policy):
+class Asynchronous(Counted):
     """Every sequence jumps to its own next non-empty interval of the grid.
 
     Args:
         levels: [N + 1] falling mask probabilities.
         updates: int32 [K], at most so many updates.
         most: static bound of the positions revealed at once; a fuller interval is finished in the next updates.
+        length: of the longest sequence.
     """
 
     levels: Array
     updates: Array
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
+    length: int = static()
 
     @property
     def adaptive(self) -> bool:
         return True
-
-    def width(self, length: int) -> int:
-        return min(self.most, length)
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         cells = draws.at(0).cells(self.levels / self.levels[0], place.masked)
@@ -97,8 +86,7 @@ class Asynchronous(Policy):
         cells, ranks = memory
         reveal = place.masked & (cells == jnp.min(cells, axis=1, keepdims=True))
         if self.most < place.masked.shape[1]:  # the largest uniforms of the interval first
-            order = jnp.where(reveal, ranks, ranks.shape[1])
-            reveal = reveal & (order <= -jax.lax.top_k(-order, self.most)[0][:, -1:])
+            reveal = at_most(reveal, self.most, ranks)
         cells = jnp.where(reveal, self.levels.shape[0], cells)
         return Selection(reveal, self._clock(cells)), (cells, ranks)
 
@@ -208,7 +196,7 @@ def asynchronous(levels: Any, length: int, *, most: int | None = None) -> Asynch
     if most is not None and most < 1:
         raise ValueError(f"most={most} must be at least 1")
     updates = length if most is not None else min(length, len(m) - 1)
-    return Asynchronous(jnp.asarray(m, float), jnp.arange(updates, dtype=jnp.int32), most or length)
+    return Asynchronous(jnp.asarray(m, float), jnp.arange(updates, dtype=jnp.int32), most or length, length)
 
 
 def _rho(m: np.ndarray) -> np.ndarray:

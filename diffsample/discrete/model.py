@@ -72,6 +72,10 @@ class MaskedModel:
 
         A law that is not one (a NaN, no token possible) comes back as NaN throughout.
         """
+        return jax.nn.log_softmax(self.logits(features, positions), axis=-1)
+
+    def logits(self, features: PyTree, positions: Array) -> Array:
+        """What the head says at positions [B, k], [B, k, vocab]: float32 at least, -inf at the mask."""
         logits = self.head(self.params, gather(features, positions), positions)
         if logits.shape != (*positions.shape, self.vocab):
             raise ValueError(f"head returned logits of shape {logits.shape} for positions of shape {positions.shape}; "
@@ -79,7 +83,7 @@ class MaskedModel:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if self.mask_id < self.vocab:
             logits = jnp.where(jnp.arange(self.vocab)[None, None, :] == self.mask_id, -jnp.inf, logits)
-        return jax.nn.log_softmax(logits, axis=-1)
+        return logits
 
 
 def gather(features: PyTree, positions: Array) -> PyTree:

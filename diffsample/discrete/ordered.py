@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Policy, Selection, as_leaves
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
+from diffsample.discrete.policy import Counted, Place, Selection, masked_share
+from diffsample.discrete.proposals import as_leaves
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -51,7 +52,7 @@ class GivenSizes:
 
 
 @pytree
-class FirstHitting(Policy):
+class FirstHitting(Counted):
     """Reveal in a uniformly random order, in groups.
 
     Args:
@@ -59,23 +60,14 @@ class FirstHitting(Policy):
         sizes: how many positions stand revealed after each update.
         most: static bound of a group, so that only so many logits exist.
         overshoot: largest weight handed to an extrapolating proposal.
+        length: of the longest sequence.
     """
 
     updates: Array
     sizes: Any
     overshoot: Any
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
-
-    @property
-    def adaptive(self) -> bool:
-        return False
-
-    def width(self, length: int) -> int:
-        return self.most
+    length: int = static()
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         count = jnp.sum(place.masked, axis=1, dtype=jnp.int32)
@@ -99,7 +91,7 @@ class FirstHitting(Policy):
 
 
 @pytree
-class GivenOrder(Policy):
+class GivenOrder(Counted):
     """Reveal group 0, then group 1, and so on: any order, any fixed groups, the same for every sequence.
 
     Args:
@@ -111,20 +103,6 @@ class GivenOrder(Policy):
     groups: Array
     updates: Array
     most: int = static()
-
-    @property
-    def steps(self) -> Array:
-        return self.updates
-
-    @property
-    def adaptive(self) -> bool:
-        return False
-
-    def width(self, length: int) -> int:
-        return self.most
-
-    def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
-        return (), masked_share(place.masked)
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         if self.groups.shape[0] != place.masked.shape[1]:
@@ -158,7 +136,7 @@ def first_hitting(
     2
     """
     rule, count, most = planned_sizes(length, updates, sizes)
-    return FirstHitting(jnp.arange(count, dtype=jnp.int32), rule, jnp.asarray(overshoot, float), most)
+    return FirstHitting(jnp.arange(count, dtype=jnp.int32), rule, jnp.asarray(overshoot, float), most, length)
 
 
 def given_order(groups: Sequence[int]) -> GivenOrder:
@@ -226,8 +204,3 @@ def _largest(rule: Any, length: int, updates: int) -> int:
     if (np.diff(after, axis=0) < 0).any() or (after[-1] != np.arange(length + 1)).any():
         raise ValueError("sizes must reveal more and more positions, and all of them in the last update")
     return max(1, int(np.diff(after, axis=0).max()))
-
-
-def masked_share(masked: Array) -> Array:
-    """The masked share of each sequence, the natural clock where none was drawn; [B]."""
-    return jnp.mean(masked, axis=1, dtype=jnp.float32)

@@ -1,13 +1,36 @@
 """Proposals: what to draw, given the model's law at the positions to reveal. They compose left to right by `chain`."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.discrete.decoder import Context, as_leaves
 from diffsample.struct import pytree, static
+
+PyTree: TypeAlias = Any
+
+
+class Context(NamedTuple):
+    """What a proposal may read, besides the laws at the positions to reveal."""
+
+    x: Array  # [B, L]
+    positions: Array  # int32 [B, k]
+    valid: Array  # bool [B, k]
+    before: Array  # [B, k, vocab] log-laws at the same positions one update earlier
+    count: Array  # int32 [B], positions revealed now
+    count_before: Array  # int32 [B], and one update earlier
+    weight: Array | None  # the policy's, of an extrapolation
+    cond: PyTree
+
+
+Proposal: TypeAlias = Callable[[Array, Context], Array]
+
+
+def as_leaves(rule: Any) -> Any:
+    """A plain function as a pytree without leaves; anything else as it is."""
+    return jax.tree_util.Partial(rule) if callable(rule) and jax.tree_util.all_leaves([rule]) else rule
 
 
 @pytree

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Policy, Selection
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.gridded import Grid, as_grid
 from diffsample.discrete.model import Laws
+from diffsample.discrete.policy import Place, Policy, Selection
 from diffsample.discrete.schedules import check_levels
 from diffsample.struct import pytree
 
@@ -145,13 +145,6 @@ class ConfidentRemasking(Policy):
     @property
     def steps(self) -> PyTree:
         return self.alpha_t, self.alpha_s, self.largest
-
-    @property
-    def adaptive(self) -> bool:
-        return False
-
-    def width(self, length: int) -> int:
-        return length
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         return jnp.zeros(place.masked.shape, jnp.asarray(self.largest).dtype), jnp.ones_like(place.clock)

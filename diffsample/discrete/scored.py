@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.discrete.decoder import Place, Policy, Selection
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
-from diffsample.discrete.ordered import Sizes, masked_share, planned_sizes
+from diffsample.discrete.ordered import Sizes, planned_sizes
+from diffsample.discrete.policy import Counted, Place, Policy, Selection, masked_share
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -46,7 +46,7 @@ def negative_entropy(log_p: Array) -> Array:
 
 
 class Scored(Policy, Protocol):
-    """What the policies of this file share: no order before they start, and the masked share as their clock."""
+    """What the policies of this file share: they end where nothing is masked, and count what was at the start."""
 
     @property
     def adaptive(self) -> bool:
@@ -58,24 +58,12 @@ class Scored(Policy, Protocol):
         return jnp.sum(place.masked, axis=1, dtype=jnp.int32), masked_share(place.masked)
 
 
-class Counted(Scored, Protocol):
+class Grouped(Scored, Counted, Protocol):
     """Those that reveal a bounded number of positions in each of K updates."""
-
-    updates: Array  # int32 [K], numbers of the updates
-    most: int  # positions revealed at once
-
-    @property
-    def steps(self) -> PyTree:
-        """The numbers of the updates."""
-        return self.updates
-
-    def width(self, length: int) -> int:
-        """The most positions that one update reveals."""
-        return self.most
 
 
 @pytree
-class Best(Counted):
+class Best(Grouped):
     """Reveal the positions of the highest scores, group after group; see `best_first`."""
 
     updates: Array
@@ -83,6 +71,7 @@ class Best(Counted):
     temperature: Any
     score: Score = static()
     most: int = static()
+    length: int = static()
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
@@ -116,17 +105,18 @@ def best_first(
     2
     """
     rule, count, most = planned_sizes(length, updates, sizes)
-    return Best(jnp.arange(count, dtype=jnp.int32), rule, temperature, score, most)
+    return Best(jnp.arange(count, dtype=jnp.int32), rule, temperature, score, most, length)
 
 
 @pytree
-class Threshold(Counted):
+class Threshold(Grouped):
     """Reveal every position whose score passes a threshold, and always the best one; see `threshold`."""
 
     updates: Array
     at_least: Any
     score: Score = static()
     most: int = static()
+    length: int = static()
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
@@ -148,17 +138,18 @@ def threshold(length: int, at_least: float, score: Score = confidence, *, most: 
     >>> threshold(5, -0.1).adaptive
     True
     """
-    return Threshold(jnp.arange(length, dtype=jnp.int32), jnp.asarray(at_least, float), score, most or length)
+    return Threshold(jnp.arange(length, dtype=jnp.int32), jnp.asarray(at_least, float), score, most or length, length)
 
 
 @pytree
-class EntropyBounded(Counted):
+class EntropyBounded(Grouped):
     """Reveal the longest prefix, by score, whose entropies sum to at most gamma over their largest one."""
 
     updates: Array
     gamma: Any
     score: Score = static()
     most: int = static()
+    length: int = static()
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score, entropy = laws.everywhere(lambda log_p, _: (self.score(log_p), -negative_entropy(log_p)))
@@ -194,7 +185,7 @@ def entropy_bounded(
     """
     if gamma < 0:
         raise ValueError(f"gamma={gamma} must be at least 0")
-    return EntropyBounded(jnp.arange(length, dtype=jnp.int32), jnp.asarray(gamma, float), score, most or length)
+    return EntropyBounded(jnp.arange(length, dtype=jnp.int32), jnp.asarray(gamma, float), score, most or length, length)
 
 
 def ranked(draws: Draws, score: Array, eligible: Array, temperature: Any) -> Array:

@@ -13,9 +13,10 @@ import numpy as np
 from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
-from diffsample.discrete.decoder import as_leaves
 from diffsample.discrete.draws import WHAT, Categorical, Draws, as_draws
+from diffsample.discrete.masked_sampler import TokenSampler, first_bad
 from diffsample.discrete.model import MaskedModel, broken, mend
+from diffsample.discrete.proposals import as_leaves
 from diffsample.discrete.schedules import check_levels
 from diffsample.struct import pytree, static
 
@@ -53,7 +54,7 @@ class NoisyView(NamedTuple):
 
 
 @pytree
-class UniformAncestral:
+class UniformAncestral(TokenSampler):
     """See `uniform_ancestral`."""
 
     model: MaskedModel
@@ -70,11 +71,6 @@ class UniformAncestral:
     def nfe(self) -> int:
         """One call a step."""
         return (self.alpha_t.shape[0] - 1) * self.model.evaluations
-
-    @property
-    def dtype(self) -> Any:
-        """Of the state."""
-        return jnp.int32
 
     @property
     def done(self) -> None:
@@ -106,10 +102,9 @@ class UniformAncestral:
         more = alpha_s < 1  # a clean sequence needs no call
         clock = jnp.full(x.shape[0], 1 - alpha_s)
         log_p = jax.lax.cond(more, lambda: self._laws(x, clock, cond), lambda: state.log_p)
-        bad = broken(log_p) & more
-        fault = jnp.where(jnp.any(bad, axis=1), jnp.argmax(bad, axis=1).astype(jnp.int32), -1)
+        fault = first_bad(broken(log_p) & more, state.fault)
         calls = state.calls + more * jnp.int32(self.model.evaluations)
-        return Noisy(x, log_p, calls, jnp.where(state.fault >= 0, state.fault, fault))
+        return Noisy(x, log_p, calls, fault)
 
     def finish(self, keys: Array | Draws, state: Noisy, cond: PyTree) -> NoisyOut:
         """The tokens."""
@@ -117,16 +112,6 @@ class UniformAncestral:
 
     def view(self, state: Noisy) -> NoisyView:
         return NoisyView(state.x, state.log_p, state.calls, jnp.ones((), bool))
-
-    def verify(self, out: NoisyOut) -> None:
-        """Raise where the model gave no law."""
-        faults = np.asarray(out.fault)
-        if (faults >= 0).any():
-            first = int(np.flatnonzero(faults >= 0)[0])
-            raise FloatingPointError(
-                f"sequence {first}: the model gave NaN logits or no possible token at position {int(faults[first])}, "
-                f"as in {int((faults >= 0).sum())} of {len(faults)}"
-            )
 
     def _laws(self, x: Array, clock: Array, cond: PyTree) -> Array:
         positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape)
