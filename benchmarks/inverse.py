@@ -12,12 +12,14 @@ floor what two exact sets measure. Operator, y and weights change without compil
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ratios import Ratio
 
 import diffsample as ds
 from diffsample import guidance, metrics, plot, solvers
@@ -174,6 +176,19 @@ def draw(found: dict[tuple[int, int], dict[str, list[Score]]], path: str) -> Non
     plot.save(figure, path)
 
 
+def rows(quick: bool) -> Iterator[Ratio]:
+    """Prints the tables; gives, for the most steps, the distance of the exact sampler and of the five best rules."""
+    options = parsed(["--quick"] if quick else [])
+    for d, m in product(options.d, options.measured):
+        problems = [problem(d, m, seed) for seed in range(options.problems)]
+        scores, least = compare(options.methods, d, m, options), floor(problems, options.samples)
+        best = [name for name in ranked(scores) if name not in ("exact", "exact, ddim")][:5]
+        for name in ("exact", *best):
+            far = float(np.mean(scores[name][-1].distances))
+            said = f"d = {d}, {m} measured, {options.steps[-1]} steps: {name}"
+            yield Ratio(said, "two exact sets", far / least)
+
+
 def main(options: argparse.Namespace) -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     found = {(d, m): compare(options.methods, d, m, options) for d in options.d for m in options.measured}
@@ -181,7 +196,7 @@ def main(options: argparse.Namespace) -> None:
     print(f"\nplot: {options.out}")
 
 
-def parsed() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small problem: does it run")
     parser.add_argument("--d", type=int, nargs="+", default=[8, 80], help="dimensions; 800 takes patience")
@@ -191,7 +206,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 100, 1000], help="steps (1000 in the paper)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", default="inverse.png")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.d, options.problems, options.samples, options.steps = [8], 1, 100, [10, 30]
     return options

@@ -11,7 +11,7 @@ warm-up call.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from ratios import Ratio
 
 import diffsample as ds
 from diffsample import discrete
@@ -131,6 +132,21 @@ def show(row: Row, first: Row) -> None:
           f"{ratio:7.1f} x {row.megabytes:9.1f} MB", flush=True)  # fmt: skip
 
 
+def rows(quick: bool) -> Iterator[Ratio]:
+    """Times faster than the ancestral loop, and the share of its memory."""
+    first, *others = run(128 if quick else 1024, batch=1, reference_steps=4, repeats=2)
+    for row in others:
+        target = 20.0 if row.name == "first-hitting, one a call" and not quick else None
+        yield Ratio("ancestral loop", row.name, first.seconds / row.seconds, target, at_least=True)
+    yield Ratio(f"{others[0].name}: temporaries", "those of the ancestral loop", others[0].megabytes / first.megabytes)
+
+
+def run(length: int, batch: int, reference_steps: int, repeats: int) -> list[Row]:
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; V = {VOCAB}, L = N = {length}, "
+          f"batch {batch}, trunk of {DEPTH} blocks of width {WIDTH}")  # fmt: skip
+    return table(batch, length, reference_steps, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="L = N = 128 instead of 1024")
@@ -138,10 +154,7 @@ def main() -> None:
     parser.add_argument("--reference-steps", type=int, default=4, help="steps of the reference timed (default: 4)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the fastest counts (default: 2)")
     options = parser.parse_args()
-    length = 128 if options.quick else 1024
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; V = {VOCAB}, L = N = {length}, "
-          f"batch {options.batch}, trunk of {DEPTH} blocks of width {WIDTH}")  # fmt: skip
-    table(options.batch, length, options.reference_steps, options.repeats)
+    run(128 if options.quick else 1024, options.batch, options.reference_steps, options.repeats)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import handwritten
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import peers
+from ratios import Ratio, shown
 
 import diffsample as ds
 from diffsample import solvers
@@ -207,7 +208,8 @@ def in_fresh_process(repeats: int) -> tuple[Times, Times]:
     return Times(*first), Times(*second)
 
 
-def main(quick: bool) -> None:
+def rows(quick: bool) -> Iterator[Ratio]:
+    """Prints the tables, and gives what has a target."""
     print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     trivial = {shape: on_trivial_model(shape, 3 if quick else 12) for shape in SHAPES}
     real = {shape: on_real_network(shape, 1 if quick else 4) for shape in SHAPES}
@@ -216,16 +218,12 @@ def main(quick: bool) -> None:
           f"{1e3 * second.wall:.2f} ms. Load now {os.getloadavg()[0]:.1f}.\n\nTargets")  # fmt: skip
     for shape in SHAPES:
         ours = trivial[shape] | real[shape]
-        verdict(f"trivial {shape}: ddim / hand-written", ours["ddim"].wall, 1.5)
-        verdict(f"trivial {shape}: ddim(eta=1) / hand-written, a key a sample", ours["eta=1"].wall, 1.1)
-        verdict(f"trivial {shape}: ds.sample(ddim) beside its steps, us", ours["beside"].wall, 1000)
-        verdict(f"real {shape}: ddim / bare calls, CPU time", ours["bare"].cpu, 1.02)
-        verdict(f"real {shape}: progress=True / False, CPU time", ours["bar"].cpu, 1.01)
-    verdict("first call in a fresh process, s of CPU", first.cpu, 1.0)
-
-
-def verdict(what: str, value: float, limit: float) -> None:
-    print(f"  {what:66} {value:8.3f}   at most {limit:g}: {'met' if value <= limit else 'MISSED'}")
+        yield Ratio(f"trivial {shape}: a step of ddim", "by hand", ours["ddim"].wall, 1.5)
+        yield Ratio(f"trivial {shape}: a step of ddim(eta=1)", "by hand, a key a sample", ours["eta=1"].wall, 1.1)
+        yield Ratio(f"trivial {shape}: ds.sample(ddim) beside its steps", "in us", ours["beside"].wall, 1000)
+        yield Ratio(f"real {shape}: ddim, CPU time", "bare calls", ours["bare"].cpu, 1.02)
+        yield Ratio(f"real {shape}: progress=True, CPU time", "progress=False", ours["bar"].cpu, 1.01)
+    yield Ratio("first call in a fresh process", "in s of CPU", first.cpu, 1.0)
 
 
 if __name__ == "__main__":
@@ -233,4 +231,4 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="few repeats: does it run, not how fast is it")
     parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    first_call() if arguments.first_call else main(arguments.quick)
+    first_call() if arguments.first_call else shown(rows(arguments.quick))

@@ -15,7 +15,7 @@ one process to the next: repeat the rows that miss.
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import overhead
+from ratios import Ratio, shown
 
 import diffsample as ds
 from diffsample import demo, solvers, times
@@ -81,8 +82,8 @@ def step_times(methods: Sequence[str], shape: tuple[int, ...], repeats: int) -> 
     }
 
 
-def on_trivial_model(methods: Sequence[str], repeats: int) -> None:
-    """Prints what a step costs, and whether the targets are met."""
+def on_trivial_model(methods: Sequence[str], repeats: int) -> Iterator[Ratio]:
+    """Prints what a step costs, and gives what has a target."""
     found = {shape: step_times(methods, shape, repeats) for shape in overhead.SHAPES}
     heads = "".join(f"{f'{shape}, us':>20}{'/ ddim':>8}" for shape in found)
     print(f"\n{'a step on the trivial model':50}{'calls':>8}{heads}")
@@ -97,7 +98,7 @@ def on_trivial_model(methods: Sequence[str], repeats: int) -> None:
         for method, limit in TARGETS.items():
             if method in cost:
                 ratio = cost[method][0].ratio(cost["ddim"][0])
-                overhead.verdict(f"{shape}: a step of {method} / ddim", ratio.wall, limit)
+                yield Ratio(f"{shape}: a step of {method}", "a step of ddim", ratio.wall, limit)
 
 
 def sevens(params: Any, x: jax.Array, c_noise: jax.Array, cond: None) -> jax.Array:
@@ -105,21 +106,23 @@ def sevens(params: Any, x: jax.Array, c_noise: jax.Array, cond: None) -> jax.Arr
     return digits.apply(params, x, c_noise, jnp.full(len(x), 7))
 
 
-def on_digits_network(methods: Sequence[str], repeats: int) -> None:
+def on_digits_network(methods: Sequence[str], repeats: int) -> Iterator[Ratio]:
     """The same for the shipped U-Net at the demo's batch."""
     model = digits.load()
     network = ds.Network(sevens, model.params, predicts="edm", sigma_data=model.sigma_data)
-    on_real_network(network, jax.random.normal(KEY, (64, *digits.SHAPE)), methods, repeats)
+    return on_real_network("digits U-Net", network, jax.random.normal(KEY, (64, *digits.SHAPE)), methods, repeats)
 
 
-def on_convnet(methods: Sequence[str], repeats: int) -> None:
+def on_convnet(methods: Sequence[str], repeats: int) -> Iterator[Ratio]:
     """A network so cheap that a call costs what fifty draws of its input do."""
     network = ds.Network(models.convnet, models.init(KEY, 3, 32, 8, (3, 3)), predicts="noise")
-    on_real_network(network, jax.random.normal(KEY, overhead.SHAPES[0]), methods, repeats)
+    return on_real_network("convnet", network, jax.random.normal(KEY, overhead.SHAPES[0]), methods, repeats)
 
 
-def on_real_network(network: ds.Network, x: jax.Array, methods: Sequence[str], repeats: int) -> None:
-    """Prints what a call costs beside the bare calls of the network, and beside calls and draws."""
+def on_real_network(
+    said: str, network: ds.Network, x: jax.Array, methods: Sequence[str], repeats: int
+) -> Iterator[Ratio]:
+    """Prints and gives what a call costs beside the bare calls of the network, and beside calls and draws."""
     apply, params = network.apply, network.params
     runs: dict[object, Callable[[], object]] = {}
     calls, draws = {}, {}
@@ -144,18 +147,23 @@ def on_real_network(network: ds.Network, x: jax.Array, methods: Sequence[str], r
         cells = "".join(f"{ratio[method].cpu:10.4f}{ratio[method].wall:8.4f}" for ratio in (bare, least))
         print(f"{method:50}{calls[method]:8d}{draws[method]:8d}{cells}")
     print(f"(load now {os.getloadavg()[0]:.1f})")
-    overhead.verdict(f"dearest method over calls and draws, {dearest[0]}", least[dearest[0]].cpu, 1.02)
+    yield Ratio(f"{said}, CPU time of the dearest, {dearest[0]}", "calls and draws", least[dearest[0]].cpu, 1.02)
     dearest.sort(key=lambda method: -bare[method].cpu)
-    overhead.verdict(f"dearest method over calls, {dearest[0]}", bare[dearest[0]].cpu, 1.02)
+    yield Ratio(f"{said}, CPU time of the dearest, {dearest[0]}", "calls", bare[dearest[0]].cpu, 1.02)
 
 
-def main(methods: Sequence[str], quick: bool, only_real: bool) -> None:
+def rows(quick: bool) -> Iterator[Ratio]:
+    """All methods."""
+    return measured(list(METHODS), quick, only_real=False)
+
+
+def measured(methods: Sequence[str], quick: bool, only_real: bool) -> Iterator[Ratio]:
     print(f"jax {jax.__version__}, {jax.devices()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if not only_real:
         on_digits(methods, 100 if quick else SAMPLES)
-        on_trivial_model(methods, 2 if quick else 20)
-    on_digits_network(methods, 1 if quick else 10)
-    on_convnet(methods, 1 if quick else 20)
+        yield from on_trivial_model(methods, 2 if quick else 20)
+    yield from on_digits_network(methods, 1 if quick else 10)
+    yield from on_convnet(methods, 1 if quick else 20)
 
 
 def distance(score: demo.Score) -> str:
@@ -169,4 +177,5 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows; ddim is added")
     parser.add_argument("--real", action="store_true", help="only the comparison with bare calls of a real network")
     arguments = parser.parse_args()
-    main(list(dict.fromkeys(["ddim", *arguments.methods])), arguments.quick, arguments.real)
+    chosen = list(dict.fromkeys(["ddim", *arguments.methods]))
+    shown(measured(chosen, arguments.quick, arguments.real))

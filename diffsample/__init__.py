@@ -33,6 +33,7 @@ from diffsample.record import Fold, Stack
 from diffsample.sampler import Sampler, View
 from diffsample.sampling import NonFiniteError, diffuse, sample
 from diffsample.stability import StabilityRegion, real_axis_limit, stability_plot, stability_region, steady_tableau
+from diffsample.sweeping import over_seeds, sweep
 from diffsample.tableau import Tableau, pad, stack
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ __all__ = [
     "guidance",
     "log_likelihood",
     "noise_scale",
+    "over_seeds",
     "pad",
     "process_time",
     "quarter_log_noise",
@@ -101,6 +103,7 @@ __all__ = [
     "stability_region",
     "stack",
     "steady_tableau",
+    "sweep",
     "times",
 ]
 

@@ -1,7 +1,8 @@
 """The command line: samples the shipped digits with any solver, process, grid and guidance, judges and draws them.
 
 `python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
-measures quality against network calls, solver by solver; `python -m diffsample --particles K --reward NAME` steers;
+measures quality against network calls, solver by solver; `python -m diffsample sweep FILE` does so over any grid of
+hyperparameters; `python -m diffsample --particles K --reward NAME` steers;
 `python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder.
 """
 
@@ -16,25 +17,25 @@ import numpy as np
 from jax import Array
 
 import diffsample as ds
-from diffsample import demo, particle_demo, plot, solvers, token_demo
+from diffsample import demo, particle_demo, plot, solvers, sweep_command, token_demo
 from diffsample.choices import SOLVERS
 from diffsample.command import (
     Parser,
     Setting,
-    applies,
-    call_with,
+    add_solver,
     circumstances,
     common_parser,
     default_of,
     grid_between,
     number,
     setting_of,
+    table_of,
     versions,
 )
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
-WORDS = ("sample", "compare")  # commands that are named by the first argument
+WORDS = ("sample", "compare", "sweep")  # commands that are named by the first argument
 COLUMNS = 10  # samples of each class in the picture
 COMPARED = ("ddim", "dpmpp", "heun", "ghvb", "heavy-ball")  # euler takes the same steps as ddim
 
@@ -69,11 +70,11 @@ def _model(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def sample_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample`."""
     what = (
-        "sample the shipped digits; `compare --help`, `--particles 64 --help` and `--model digit-tokens --help` show "
-        "the other commands"
+        "sample the shipped digits; `compare --help`, `sweep --help`, `--particles 64 --help` and "
+        "`--model digit-tokens --help` show the other commands"
     )
     parser = common_parser(what, "sample")
-    _add_solver(parser, "dpmpp", 20)
+    add_solver(parser, "dpmpp", 20)
     parser.add_argument("--progress", action="store_true", help="show a bar (needs tqdm)")
     return parser
 
@@ -82,20 +83,8 @@ def particles_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample --particles K`."""
     parser = common_parser("steer the shipped digits by weighted particles, a group of K for each class", "particles")
     particle_demo.add_options(parser, number)
-    _add_solver(parser, "ddpm", 50)
+    add_solver(parser, "ddpm", 50)
     return parser
-
-
-def _add_solver(parser: argparse.ArgumentParser, default: str, steps: int) -> None:
-    parser.add_argument("--solver", choices=SOLVERS, default=default, help=default_of("numerical method"))
-    parser.add_argument("--steps", type=int, default=steps, help=default_of("steps of the grid"))
-    for name, kind, what in (
-        ("order", int, "order of the method"),
-        ("beta", number, "damping of the momentum, 1 is none"),
-        ("eta", number, "share of ancestral noise"),
-        ("churn", number, "total churn, 0 draws no noise"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, help=applies(what, name, SOLVERS))
 
 
 def compare_parser() -> argparse.ArgumentParser:
@@ -113,9 +102,7 @@ def compare_parser() -> argparse.ArgumentParser:
 def plan_sample(options: argparse.Namespace) -> Callable[[], None]:
     """Everything checked and built, ready to run."""
     setting = setting_of(options)
-    grid = grid_between(options, setting.process, options.steps)
-    build = partial(SOLVERS[options.solver], setting.process, grid)
-    tableau = call_with(build, options, ("order", "beta", "eta", "churn"), "solver", SOLVERS)
+    grid, tableau = table_of(options, setting.process)
     return partial(run_sample, options, setting, grid, solvers.linear(setting.denoiser, tableau))
 
 
@@ -137,9 +124,7 @@ def plan_particles(options: argparse.Namespace) -> Callable[[], None]:
     options.labels = particle_demo.groups(options)
     options.number = options.particles * len(options.labels)
     setting = setting_of(options)
-    build = partial(SOLVERS[options.solver], setting.process, grid_between(options, setting.process, options.steps))
-    tableau = call_with(build, options, ("order", "beta", "eta", "churn"), "solver", SOLVERS)
-    plain = solvers.linear(setting.denoiser, tableau)
+    plain = solvers.linear(setting.denoiser, table_of(options, setting.process)[1])
     weighted = particle_demo.weighted(options, plain)
     return partial(particle_demo.report, options, versions(), setting.judge.classifier, plain, weighted)
 
@@ -202,6 +187,7 @@ COMMANDS: dict[str, tuple[Callable[..., Callable[[], None]], Callable[[], argpar
     "digit-tokens": (token_demo.plan, partial(token_demo.parser, Parser)),
     "particles": (plan_particles, particles_parser),
     "sample": (plan_sample, sample_parser),
+    "sweep": (sweep_command.plan, sweep_command.parser),
 }
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jax import Array
 
 import diffsample as ds
 from diffsample import demo, plot
-from diffsample.choices import FIXED_GRIDS, GRIDS, GUIDANCE, PROCESSES, RULE_OPTIONS
+from diffsample.choices import FIXED_GRIDS, GRIDS, GUIDANCE, PROCESSES, RULE_OPTIONS, SOLVERS
 from diffsample.nets import digits
 
 TRAINED = (0.002, 160.0)  # sigma / alpha that the network has seen
@@ -106,6 +106,21 @@ def grid_between(options: argparse.Namespace, process: ds.Process, steps: int) -
     return GRIDS[options.grid](process, steps, start=min(start, process.t_start), stop=stop)
 
 
+def add_solver(parser: argparse.ArgumentParser, default: str, steps: int) -> None:
+    """The options that `table_of` reads."""
+    parser.add_argument("--solver", choices=SOLVERS, default=default, help=default_of("numerical method"))
+    parser.add_argument("--steps", type=int, default=steps, help=default_of("steps of the grid"))
+    for name, (kind, what) in SOLVER_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=applies(what, name, SOLVERS))
+
+
+def table_of(options: argparse.Namespace, process: ds.Process) -> tuple[ds.Grid, ds.Tableau]:
+    """The grid and the solver on it."""
+    grid = grid_between(options, process, options.steps)
+    build = partial(SOLVERS[options.solver], process, grid)
+    return grid, call_with(build, options, list(SOLVER_OPTIONS), "solver", SOLVERS)
+
+
 def call_with(
     build: Any, options: argparse.Namespace, names: Sequence[str], kind: str, table: Mapping[str, Any]
 ) -> Any:
@@ -129,6 +144,14 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
+
+
+SOLVER_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "order": (int, "order of the method"),
+    "beta": (number, "damping of the momentum, 1 is none"),
+    "eta": (number, "share of ancestral noise"),
+    "churn": (number, "total churn, 0 draws no noise"),
+}
 
 
 def default_of(what: str) -> str:

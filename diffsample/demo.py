@@ -14,7 +14,7 @@ from diffsample import metrics
 from diffsample.compiles import count_compiles
 from diffsample.sampler import Sampler
 from diffsample.sampling import sample
-from diffsample.tableau import Tableau, pad
+from diffsample.tableau import Tableau, alike
 
 CHUNK = 1000  # samples at a time, which bounds the memory
 
@@ -97,12 +97,10 @@ def compare(
     judge: Judge,
 ) -> Iterator[Score]:
     """Scores of every tableau from the same noise, all padded to one shape and so run by one compiled program."""
-    every = [table for tables in tableaus.values() for table in tables]
-    registers, slots = max(t.registers for t in every), max(t.slots for t in every)
-    steps, noise = max(t.rows for t in every), "never" if {t.noise for t in every} == {"never"} else "some"
+    padded = iter(alike([table for tables in tableaus.values() for table in tables]))
     for name, tables in tableaus.items():
-        for table in tables:
-            sampler = attach(pad(table, registers, slots, steps, noise))
+        for _ in tables:
+            sampler = attach(next(padded))
             images = sample(key, sampler, (len(labels), *shape), cond=labels, chunk=CHUNK)
             yield Score(name, sampler.nfe, *quality(images, labels, judge))
 

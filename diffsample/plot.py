@@ -1,13 +1,13 @@
-"""Figures: a grid of images, and quality against network calls. matplotlib is imported when a figure is made.
+"""Figures: images, quality against network calls, maps of sweeps. matplotlib is imported when a figure is made.
 
 Every function returns a `matplotlib.figure.Figure` and touches no global state: no backend is chosen and nothing has to
 be closed. A notebook shows the figure that a cell ends on; `save` writes it to a file.
 """
 
 import io
-import os
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,11 @@ import numpy as np
 from einops import rearrange
 from jax.typing import ArrayLike
 
+from diffsample.files import written_whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from xarray import DataArray, Dataset
 
 MARKERS = "osD^vPX*"
 
@@ -119,13 +122,76 @@ def quality_plot(
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="network calls per sample", ylabel=ylabel)
     for i, (name, points) in enumerate(curves.items()):
         axes.plot(*zip(*sorted(points), strict=True), marker=MARKERS[i % len(MARKERS)], ms=5, label=name)
-    if floor is not None:
-        axes.axhline(floor, color="0.4", ls="--", lw=1, label="perfect samples")
-    ticks = _spaced([calls for points in curves.values() for calls, _ in points])
-    axes.set_xticks(ticks, [f"{calls:g}" for calls in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    _finish_calls(axes, [calls for points in curves.values() for calls, _ in points], floor, title)
+    return figure
+
+
+def calls_plot(
+    found: "Dataset", metric: str, by: str | None = None, floor: float | None = None, title: str | None = None
+) -> "Figure":
+    """A metric of a sweep against network calls: a line a value of one dimension, with standard errors over seeds.
+
+    Args:
+        found: what `sweep` returns.
+        metric: one of its variables.
+        by: the dimension that the lines tell apart; None joins all cells. Cells of the other dimensions stand on the
+            line in the order of their calls.
+        floor, title: as for `quality_plot`.
+
+    Returns: the figure; the vertical axis is logarithmic where the values are positive and far apart.
+
+    >>> import xarray
+    >>> axes, runs = {"solver": ["ddim", "heun"], "seed": [0, 1]}, np.ones((2, 2))
+    >>> table = xarray.Dataset({"w": (tuple(axes), runs), "calls": ("solver", [10, 19])}, axes)
+    >>> len(calls_plot(table, "w", by="solver").axes[0].containers)
+    2
+    """
+    values = found[metric]
+    figure = figure_class()(figsize=(7.0, 4.6), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="network calls per sample", ylabel=metric)
+    for i, name in enumerate([None] if by is None else found[by].values.tolist()):
+        part = {} if by is None else {by: name}
+        calls, runs = found["calls"].sel(part).values.ravel(), values.sel(part).values.reshape(-1, found.sizes["seed"])
+        order = np.argsort(calls, kind="stable")
+        errors = runs.std(axis=1, ddof=1)[order] / np.sqrt(runs.shape[1]) if runs.shape[1] > 1 else None
+        label, marker = None if by is None else f"{name}", MARKERS[i % len(MARKERS)]
+        axes.errorbar(calls[order], runs.mean(axis=1)[order], errors, marker=marker, ms=5, capsize=3, label=label)
+    if 0 < 20 * float(values.min()) < float(values.max()):
+        axes.set_yscale("log")
+    _finish_calls(axes, found["calls"].values.ravel().tolist(), floor, title)
+    return figure
+
+
+def heat_map(found: "DataArray", title: str | None = None) -> "Figure":
+    """A metric of a sweep as colours: the last dimension across, all others down; means over the seeds.
+
+    Args:
+        found: one variable of a sweep's Dataset, with dimensions of its own and maybe `seed`.
+        title: a line above.
+
+    Returns: the figure, with the number in every cell where there are at most 200.
+
+    >>> import xarray
+    >>> table = xarray.DataArray(np.eye(2), {"solver": ["ddim", "heun"], "scale": [1.0, 2.0]}, name="frechet")
+    >>> [text.get_text() for text in heat_map(table).axes[0].texts]
+    ['1', '0', '0', '1']
+    """
+    means = found.mean("seed", skipna=False) if "seed" in found.dims else found
+    *down, across = (str(axis) for axis in means.dims)
+    columns = [_label(value) for value in means[across].values.tolist()]
+    rows = [", ".join(map(_label, names)) for names in product(*(means[axis].values.tolist() for axis in down))]
+    table = means.values.reshape(len(rows), len(columns))
+    size = (2.2 + 0.62 * len(columns) + 0.07 * max(map(len, rows)), 1.2 + 0.36 * len(rows))
+    figure = figure_class()(figsize=size, layout="constrained")
+    axes = figure.add_subplot(xlabel=across, ylabel=", ".join(down))
+    image = axes.imshow(table, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(columns)), columns, fontsize=9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    if table.size <= 200:
+        dark = table < np.nanmin(table) / 2 + np.nanmax(table) / 2  # no comparison holds for NaN
+        for (i, j), value in np.ndenumerate(table):
+            axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="w" if dark[i, j] else "k")
+    figure.colorbar(image, label=str(found.name or ""))
     axes.set_title(title or "", fontsize=10)
     return figure
 
@@ -163,13 +229,25 @@ def ess_plot(
 
 def save(figure: "Figure", path: str | Path, dpi: int = 150) -> None:
     """Writes a PNG under a temporary name in the same folder and renames it, so that no half-written file is seen."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_whole(path) as part:
         figure.savefig(part, format="png", dpi=dpi)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _finish_calls(axes: Any, calls: Sequence[float], floor: float | None, title: str | None) -> None:
+    """Ticks, grid and legend of a plot over network calls."""
+    if floor is not None:
+        axes.axhline(floor, color="0.4", ls="--", lw=1, label="perfect samples")
+    ticks = _spaced(calls)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title or "", fontsize=10)
+
+
+def _label(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _pixels(images: ArrayLike, limits: tuple[float, float]) -> np.ndarray:

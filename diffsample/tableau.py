@@ -163,10 +163,14 @@ def stack(tableaus: Sequence[Tableau]) -> Tableau:
     outputs = {tableau.output for tableau in tableaus}
     if len(outputs) > 1:
         raise ValueError(f"tables that return different registers {sorted(outputs)} do not stack")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *alike(tableaus))
+
+
+def alike(tableaus: Sequence[Tableau]) -> list[Tableau]:
+    """Solvers padded to the least shape that holds them all, so that they share one compiled program."""
     noise = tableaus[0].noise if len({tableau.noise for tableau in tableaus}) == 1 else "some"
     registers, slots, steps = (max(getattr(t, name) for t in tableaus) for name in ("registers", "slots", "rows"))
-    padded = _shifted_alike([pad(tableau, registers, slots, steps, noise) for tableau in tableaus])
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    return _shifted_alike([pad(tableau, registers, slots, steps, noise) for tableau in tableaus])
 
 
 def _shifted_alike(tableaus: list[Tableau]) -> list[Tableau]:

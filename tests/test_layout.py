@@ -31,6 +31,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.particle_demo",
     "diffsample.running",
     "diffsample.sampler_catalogue",
+    "diffsample.sweep_command",
     "diffsample.token_demo",
     "diffsample.training",
     "diffsample.training_tokens",

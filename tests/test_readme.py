@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)  # others are run by the tests of what they show
     assert len(example.strip().splitlines()) <= 12
     scope: dict = {}
     exec(compile(example, "README.md", "exec"), scope)
@@ -62,3 +62,11 @@ def test_every_masked_method_has_a_row():
     for name in discrete.__all__:
         if name[0].islower() and name not in aside:
             assert f"`{name}`" in section, f"the README has no row for discrete.{name}"
+
+
+def test_every_metric_has_a_row():
+    from diffsample import metrics
+
+    for name in metrics.__all__:
+        if name[0].islower():
+            assert f"`{name}`" in README, f"the README's table of metrics has no row for {name}"
