@@ -84,7 +84,7 @@ def evaluate(
         return [prediction for prediction, _ in called], [state for _, state in called]
     wide = Point(_repeat_level(at.now, n), _repeat_level(at.next, n), at.index, at.stage, _join([at.keys] * n))
     out, new = denoiser(_join([x] * n), wide, _join(conds), _join(states))
-    return _split(out, n, len(x)), _split(new, n, len(x))
+    return _split(out, n), _split(new, n)
 
 
 def _repeat_level(level: Level, n: int) -> Level:
@@ -92,8 +92,9 @@ def _repeat_level(level: Level, n: int) -> Level:
 
 
 def _join(trees: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+    """The rows of one sample side by side: a batch that is sharded over devices is joined on each, without a word."""
+    return jax.tree.map(lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *jnp.shape(rows[0])[1:]), *trees)
 
 
-def _split(tree: PyTree, n: int, batch: int) -> list[PyTree]:
-    return [jax.tree.map(lambda leaf, i=i: leaf[i * batch : (i + 1) * batch], tree) for i in range(n)]
+def _split(tree: PyTree, n: int) -> list[PyTree]:
+    return [jax.tree.map(lambda leaf, i=i: leaf.reshape(-1, n, *leaf.shape[1:])[:, i], tree) for i in range(n)]

@@ -36,6 +36,12 @@ def test_groups_on_eight_devices_need_no_communication_and_give_the_same_particl
     assert seen["same"]
 
 
+def test_guidance_in_one_call_of_twice_the_batch_needs_no_communication():
+    seen = on_eight_devices("guided")
+    assert seen["devices"] == 8 and seen["collectives"] == 0
+    assert seen["gap"] < 2e-6
+
+
 @pytest.mark.slow
 def test_every_scheme_over_eight_devices_has_its_reference_variance_and_no_bias():
     seen = on_eight_devices("schemes")
