@@ -51,7 +51,9 @@ def measure(name: str, platform: str, quick: bool) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         command = [sys.executable, str(FOLDER), "--worker", name, "--rows", str(file), *(["--quick"] if quick else [])]
-        environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {})
+        paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # the package of this clone
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment |= {"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {}
         print(f"\n== {name} on {platform}", flush=True)
         start = time.monotonic()
         done = subprocess.run(command, env=environment)
@@ -72,7 +74,7 @@ def work(name: str, quick: bool, file: Path) -> None:
         for row in module.rows(quick):
             shown([row])
             facts = {"met": row.met, "aim": row.aim, "device": jax.devices()[0].device_kind}
-            print(json.dumps(row._asdict() | facts), file=out, flush=True)
+            print(json.dumps(row._asdict() | facts, default=lambda number: number.item()), file=out, flush=True)
 
 
 def table(outcomes: Sequence[Outcome], head: str) -> str:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from diffsample.denoiser import PyTree
 from diffsample.sampler import Sampler
@@ -54,7 +55,15 @@ def sort_by_structure(samplers: Sequence[Sampler]) -> list[Structure]:
     return found
 
 
-def run_together(structure: Structure, members: Sequence[int], keys: Array, shape: tuple, cond: PyTree, first: int = 0):
+def run_together(
+    structure: Structure,
+    members: Sequence[int],
+    keys: Array,
+    shape: tuple,
+    cond: PyTree,
+    first: int = 0,
+    sharding: NamedSharding | None = None,
+) -> Any:
     """What `sample` gives for some members of a structure, each with its own key: leaves get a leading axis.
 
     Args:
@@ -62,13 +71,15 @@ def run_together(structure: Structure, members: Sequence[int], keys: Array, shap
         members: positions in `structure.members`, which may repeat.
         keys: [len(members)] typed keys.
         shape, cond, first: as for `sample`, the same for all.
+        sharding: of the new axis over devices, which must divide it; what is shared goes to all of them.
 
     Returns: results on the device, not checked for NaN.
     """
     leaves = [
-        column[0] if same else _stacked([column[i] for i in members])
+        column[0] if same else _placed(_stacked([column[i] for i in members]), sharding)
         for column, same in zip(structure.columns, structure.shared, strict=True)
     ]
+    keys = _placed(keys, sharding)
     return _program(structure.treedef, structure.shared, shape, leaves, keys, np.uint32(first), cond)
 
 
@@ -137,6 +148,10 @@ def _stacked(leaves: list[Any]) -> Any:
     if _is_key(leaves[0]):
         return jnp.stack(leaves)
     return np.stack([np.asarray(leaf) for leaf in leaves])  # on the host, where stacking compiles nothing
+
+
+def _placed(array: Any, sharding: NamedSharding | None) -> Any:
+    return array if sharding is None else jax.device_put(array, sharding)
 
 
 def _is_key(leaf: Any) -> bool:

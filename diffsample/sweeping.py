@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from diffsample import sweep_store
 from diffsample.denoiser import PyTree
@@ -33,6 +34,7 @@ class Job(NamedTuple):
     keys: list[Array]  # one a seed
     chunk: int | None
     batch: int | None
+    sharding: NamedSharding | None
 
 
 class Cell(NamedTuple):
@@ -54,6 +56,7 @@ def sweep(
     pad: bool = False,
     chunk: int | None = None,
     batch: int | None = None,
+    sharding: NamedSharding | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> "Dataset":
@@ -76,6 +79,7 @@ def sweep(
             as many calls as the longest.
         chunk: cells that run at a time, which bounds the memory; None runs all of a structure at once.
         batch: samples of each cell that run at a time; None runs all B.
+        sharding: `NamedSharding(mesh, PartitionSpec(axis))` spreads the cells over devices; weights go to all of them.
         out: netCDF file that holds what is finished after every chunk; where it exists, finished cells are not run
             again. The grid, the seeds and the metrics may grow between runs.
         progress: show a tqdm bar.
@@ -99,7 +103,7 @@ def sweep(
     ({'eta': 2, 'seed': 1}, 1)
     """
     labels, values = _named(grid)
-    job = Job(metrics, tuple(shape), cond, [jax.random.key(seed) for seed in _whole(seeds)], chunk, batch)
+    job = Job(metrics, tuple(shape), cond, [jax.random.key(seed) for seed in _whole(seeds)], chunk, batch, sharding)
     _check(labels, job, out)
     samplers = [sampler_of(**dict(zip(values, point, strict=True))) for point in product(*values.values())]
     found = _blank(labels, samplers, job, list(seeds))
@@ -164,7 +168,8 @@ def _chunks(
 
 def _run(found: "Dataset", structure: Structure, cells: list[Cell], job: Job) -> None:
     """Samples some cells together, and writes their metrics into the Dataset."""
-    missing = (job.chunk or len(cells)) - len(cells)
+    size, devices = job.chunk or len(cells), job.sharding.num_devices if job.sharding else 1
+    missing = -(-size // devices) * devices - len(cells)
     padded = cells + cells[-1:] * missing  # chunks of one size are one program
     results = _samples(structure, padded, job)
     axes, sizes = found["finished"].dims, found["finished"].shape[:-1]
@@ -189,7 +194,7 @@ def _samples(structure: Structure, cells: list[Cell], job: Job) -> Any:
     for low in range(0, n, batch):
         at = min(low, n - batch)  # the last batch overlaps its neighbour, so that all have one shape
         cond = jax.tree.map(lambda leaf, at=at: leaf[at : at + batch], job.cond)
-        out = run_together(structure, members, keys, (batch, *job.shape[1:]), cond, at)
+        out = run_together(structure, members, keys, (batch, *job.shape[1:]), cond, at, job.sharding)
         new = partial(_new_rows, (low - at) / batch)
         parts.append(jax.tree.map(new, out))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)

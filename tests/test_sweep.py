@@ -1,6 +1,7 @@
 """Sweeps: the same samples as one by one, a program a structure, resumed, refused; and the file of the command line."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,30 @@ def test_bad_input_is_named_before_anything_runs(change, said):
         ds.sweep(sampler_of, **{**given, **change})
     with pytest.raises(ValueError, match="hold none"):
         ds.sweep(tableless, {"a": [1]}, {"m": np.std}, SHAPE, pad=True)
+
+
+EIGHT_DEVICES = """
+import sys; sys.path.insert(0, sys.argv[1])
+import jax, numpy as np, test_sweep as t
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from diffsample import structures
+place = NamedSharding(Mesh(np.array(jax.devices()), "cells"), PartitionSpec("cells"))
+grid, metrics = {"eta": np.linspace(0.1, 1.0, 11)}, {"mean": np.mean}
+one, many = (t.ds.sweep(t.sampler_of, grid, metrics, t.SHAPE, sharding=s) for s in (None, place))
+(group,) = structures.sort_by_structure([t.sampler_of(eta) for eta in np.linspace(0.1, 1.0, 16)])
+keys = jax.random.split(jax.random.key(0), 16)
+out = structures.run_together(group, range(16), keys, t.SHAPE, None, 0, place)
+print(len(out.sharding.device_set), float(abs(one["mean"] - many["mean"]).max()))
+"""
+
+
+def test_cells_spread_over_eight_devices_are_the_same():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", EIGHT_DEVICES, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    devices, gap = done.stdout.split()
+    assert int(devices) == 8 and float(gap) < 2e-6
 
 
 # The command line
