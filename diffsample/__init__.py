@@ -1,5 +1,6 @@
 """diffsample: sampling from diffusion models in JAX; solvers, guidance and samplers that compose."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from diffsample import coupling, diagnostics, dimension, discrete, exact, guidance, smc, solvers, times
@@ -37,6 +38,7 @@ from diffsample.sweeping import over_seeds, sweep
 from diffsample.tableau import Tableau, pad, stack
 
 if TYPE_CHECKING:
+    from diffsample import search
     from diffsample.likelihood import (
         LogLikelihood,
         bits_per_dim,
@@ -96,6 +98,7 @@ __all__ = [
     "real_axis_limit",
     "sample",
     "sampler_certificate",
+    "search",
     "search_boundary",
     "smc",
     "solvers",
@@ -109,7 +112,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The likelihood at first use, because diffrax takes a third of the import time."""
+    """The likelihood and the search at first use: diffrax and flax each take a third of the import time."""
+    if name == "search":
+        return importlib.import_module("diffsample.search")
     if name in (
         "LogLikelihood",
         "bits_per_dim",

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 import diffsample as ds
-from diffsample import demo, particle_demo, plot, solvers, sweep_command, token_demo
+from diffsample import demo, particle_demo, plot, search_command, solvers, sweep_command, token_demo
 from diffsample.choices import SOLVERS
 from diffsample.command import (
     Parser,
@@ -35,7 +35,7 @@ from diffsample.command import (
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
 
-WORDS = ("sample", "compare", "sweep")  # commands that are named by the first argument
+WORDS = ("sample", "compare", "search", "sweep")  # commands that are named by the first argument
 COLUMNS = 10  # samples of each class in the picture
 COMPARED = ("ddim", "dpmpp", "heun", "ghvb", "heavy-ball")  # euler takes the same steps as ddim
 
@@ -187,6 +187,7 @@ COMMANDS: dict[str, tuple[Callable[..., Callable[[], None]], Callable[[], argpar
     "digit-tokens": (token_demo.plan, partial(token_demo.parser, Parser)),
     "particles": (plan_particles, particles_parser),
     "sample": (plan_sample, sample_parser),
+    "search": (search_command.plan, search_command.parser),
     "sweep": (sweep_command.plan, sweep_command.parser),
 }
 

@@ -42,14 +42,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def common_parser(what: str, command: str) -> argparse.ArgumentParser:
-    """The options of every command that samples digits."""
-    parser = Parser(prog=f"python -m diffsample {command}", description=what, allow_abbrev=False)
-    parser.add_argument("--process", choices=PROCESSES, default="vp", help=default_of("noising process"))
+    """The options of every command that samples digits on a grid and draws them."""
+    parser = model_parser(what, command)
     grids = [*GRIDS, *FIXED_GRIDS]
     what = "time grid; leading, linspace and trailing need --process betas"
     parser.add_argument("--grid", choices=grids, default="logsnr", help=default_of(what))
     parser.add_argument("--sigma-max", type=number, help=f"noise / signal at the start (default: {SIGMA_MAX:g})")
     parser.add_argument("--sigma-min", type=number, help=f"the same before the last step (default: {SIGMA_MIN:g})")
+    out = Path("digits.png" if command == "sample" else f"{command}.png")
+    parser.add_argument("--out", type=Path, default=out, help=default_of("picture to write, a PNG"))
+    return parser
+
+
+def model_parser(what: str, command: str) -> argparse.ArgumentParser:
+    """The options of every command that samples digits."""
+    parser = Parser(prog=f"python -m diffsample {command}", description=what, allow_abbrev=False)
+    parser.add_argument("--process", choices=PROCESSES, default="vp", help=default_of("noising process"))
     parser.add_argument("--guidance", choices=GUIDANCE, default="none", help=default_of("guidance rule"))
     for name, what in RULE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=number, help=applies(what, name, GUIDANCE))
@@ -59,33 +67,32 @@ def common_parser(what: str, command: str) -> argparse.ArgumentParser:
     what = "classes, in equal numbers"
     parser.add_argument("--labels", nargs="+", type=int, choices=classes, default=classes, help=default_of(what))
     parser.add_argument("--seed", type=int, default=0, help=default_of("decides the samples"))
-    out = Path("digits.png" if command == "sample" else f"{command}.png")
-    parser.add_argument("--out", type=Path, default=out, help=default_of("picture to write, a PNG"))
     return parser
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
-    """Checks what the commands share, cheap things first."""
-    _check(options)
-    process, models = PROCESSES[options.process](), digits.load()
-    network = ds.Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
-    names = [name.replace("-", "_") for name in RULE_OPTIONS]
-    denoiser = call_with(partial(GUIDANCE[options.guidance], network), options, names, "guidance", GUIDANCE)
-    labels = jnp.asarray(np.resize(options.labels, options.number), jnp.int32)
-    return Setting(process, denoiser, labels, demo.Judge(models.class_means, models.class_covs, models.classifier))
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.number < 2 * len(options.labels):
-        raise ValueError(f"--number {options.number} is too few: two or more of each of {len(options.labels)} classes")
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed {options.seed} must lie in 0 .. 2^32 - 1")
+    """Checks what the commands that draw pictures share, cheap things first."""
     out = options.out
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ValueError(f"--out {out} must be a file name that ends in .png")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
     plot.figure_class()
+    return model_of(options)
+
+
+def model_of(options: argparse.Namespace) -> Setting:
+    """The model with its guidance, from the options of `model_parser`."""
+    if options.number < 2 * len(options.labels):
+        raise ValueError(f"--number {options.number} is too few: two or more of each of {len(options.labels)} classes")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed {options.seed} must lie in 0 .. 2^32 - 1")
+    process, models = PROCESSES[options.process](), digits.load()
+    network = ds.Network(digits.apply, models.params, predicts="edm", sigma_data=models.sigma_data)
+    names = [name.replace("-", "_") for name in RULE_OPTIONS]
+    denoiser = call_with(partial(GUIDANCE[options.guidance], network), options, names, "guidance", GUIDANCE)
+    labels = jnp.asarray(np.resize(options.labels, options.number), jnp.int32)
+    return Setting(process, denoiser, labels, demo.Judge(models.class_means, models.class_covs, models.classifier))
 
 
 def grid_between(options: argparse.Namespace, process: ds.Process, steps: int) -> ds.Grid:
@@ -102,8 +109,12 @@ def grid_between(options: argparse.Namespace, process: ds.Process, steps: int) -
         raise ValueError(
             f"--sigma-min {low:g} and --sigma-max {high:g} must rise within {TRAINED}, as the model was trained"
         )
-    start, stop = (float(process.t_from_half_logsnr(-math.log(sigma))) for sigma in (high, low))
-    return GRIDS[options.grid](process, steps, start=min(start, process.t_start), stop=stop)
+    return GRIDS[options.grid](process, steps, start=time_at(process, high), stop=time_at(process, low))
+
+
+def time_at(process: ds.Process, sigma: float) -> float:
+    """The time of a noise-to-signal ratio, no later than the process can start."""
+    return min(float(process.t_from_half_logsnr(-math.log(sigma))), process.t_start)
 
 
 def add_solver(parser: argparse.ArgumentParser, default: str, steps: int) -> None:

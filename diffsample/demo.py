@@ -67,7 +67,7 @@ def sample_twice(key: Array, sampler: Sampler, labels: Array, shape: tuple[int, 
 
 def quality(images: Array, labels: Array, judge: Judge) -> tuple[float, float]:
     """(Frechet distance in pixel space to the real data of these classes, share read as the class asked for)."""
-    real = _moments_of_classes(labels, judge)
+    real = moments_of_classes(labels, judge)
     agreement = metrics.accuracy(judge.classifier(images), labels)
     return metrics.frechet_distance(*metrics.moments(images), *real), float(agreement)
 
@@ -84,7 +84,7 @@ def frechet_floor(labels: Array, judge: Judge, repeats: int = 4) -> float:
             for k, count in zip(*np.unique(asked, return_counts=True), strict=True)
         ]
         moments = metrics.moments(np.concatenate(drawn))
-        distances.append(metrics.frechet_distance(*moments, *_moments_of_classes(labels, judge)))
+        distances.append(metrics.frechet_distance(*moments, *moments_of_classes(labels, judge)))
     return float(np.mean(distances))
 
 
@@ -130,7 +130,7 @@ def tabulated(title: str, table: Sequence[Score], column: str, budgets: Sequence
     return "\n".join(lines)
 
 
-def _moments_of_classes(labels: Array, judge: Judge) -> tuple[np.ndarray, np.ndarray]:
+def moments_of_classes(labels: Array, judge: Judge) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of real data with the labels' class frequencies."""
     means, covs = np.asarray(judge.means, np.float64), np.asarray(judge.covs, np.float64)
     weights = np.bincount(np.asarray(labels), minlength=len(means)) / len(labels)

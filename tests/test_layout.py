@@ -31,6 +31,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.particle_demo",
     "diffsample.running",
     "diffsample.sampler_catalogue",
+    "diffsample.search_command",
     "diffsample.sweep_command",
     "diffsample.token_demo",
     "diffsample.training",
@@ -129,7 +130,7 @@ def test_imports_are_absolute_and_exist():
 
 def test_core_imports_no_algorithm():
     core = [m for m in MODULES if parent(m) == "diffsample" and m not in (FACADE, *APPLICATIONS)]
-    assert arrows(core, "solvers", "guidance", "smc", "discrete") == []
+    assert arrows(core, "solvers", "guidance", "smc", "discrete", "search") == []
 
 
 def test_solvers_and_guidance_do_not_import_each_other():
@@ -139,6 +140,11 @@ def test_solvers_and_guidance_do_not_import_each_other():
 def test_the_particle_loop_imports_no_family_built_on_it():
     loop = [m for m in MODULES if parent(m) == "diffsample.smc" and MODULES[m].name != "__init__.py"]
     assert arrows(loop, "smc.products", "smc.rewards", "smc.paths", "smc.tokens", "smc.estimators") == []
+
+
+def test_search_imports_the_core_and_solvers_alone():
+    assert arrows(inside("search"), "guidance", "smc", "discrete") == []
+    assert arrows(inside("solvers", "guidance", "smc", "discrete"), "search") == []
 
 
 def test_algorithms_do_not_import_models():

@@ -1,0 +1,182 @@
+"""The staged search: decided by its key, resumed as if nothing had happened, better than what it started from."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from killed_search import SMALL, SPACE, STAGES, run, worth
+
+import diffsample as ds
+from diffsample import solvers
+from diffsample.compiles import count_compiles
+from diffsample.search import Population, Rates, ReferenceDistance, Space, Stages, accurate_samples, encode, search
+from diffsample.solvers import multistep_decisions
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return run(None)
+
+
+def same(one, other) -> bool:
+    """Whether two results are equal in everything, NaN and all."""
+    histories = one.history, other.history
+    return (
+        one.best == other.best
+        and one.value == other.value
+        and all(np.array_equal(*(getattr(h, name) for h in histories)) for name in ("values", "generations"))
+        and np.array_equal(histories[0].taus, histories[1].taus, equal_nan=True)
+        and histories[0].schedules == histories[1].schedules
+    )
+
+
+def test_search_evaluates_each_schedule_once_and_all_of_them_make_the_asked_calls(undisturbed):
+    history = undisturbed.history
+    assert len(history.schedules) == len(set(history.schedules)) == STAGES.generations * STAGES.batch
+    assert {schedule.nfe for schedule in history.schedules} == {4}
+    np.testing.assert_array_equal(history.values, worth(history.schedules))
+    np.testing.assert_array_equal(np.bincount(history.generations), [STAGES.batch] * STAGES.generations)
+
+
+def test_result_is_the_best_of_the_history_and_the_log_falls(undisturbed):
+    history = undisturbed.history
+    assert undisturbed.value == min(history.values) == worth([undisturbed.best])[0]
+    best = history.best_so_far()
+    assert (np.diff(best) <= 0).all() and best[-1] == undisturbed.value
+    assert best[0] == min(history.values[: STAGES.batch])
+
+
+def test_history_is_plain_arrays(undisturbed):
+    code, values, generations = undisturbed.history.arrays()
+    k = int(np.argmin(values))
+    assert tuple(code.times[k][: undisturbed.best.steps + 1]) == undisturbed.best.times
+    assert tuple(code.orders[k][: undisturbed.best.steps]) == undisturbed.best.orders
+    assert values.shape == generations.shape == code.steps.shape
+    np.testing.assert_array_equal(encode([undisturbed.best], code.orders.shape[1]).points[0], code.points[k])
+
+
+def test_predictor_enters_after_the_first_stage(undisturbed):
+    taus = np.array(undisturbed.history.taus)
+    assert np.isnan(taus[: STAGES.first]).all() and not np.isnan(taus[STAGES.first :]).any()
+
+
+def test_key_decides_the_search(undisturbed):
+    assert same(undisturbed, run(None))
+    other = search(jax.random.key(6), worth, 4, space=SPACE, stages=STAGES, ranker=None)
+    again = search(jax.random.key(6), worth, 4, space=SPACE, stages=STAGES, ranker=None)
+    assert same(other, again) and other.history.schedules != undisturbed.history.schedules
+
+
+def test_later_generations_compile_nothing():
+    stages = Stages(generations=5, batch=12, first=2, each=1)
+    counts = []
+    with count_compiles() as counted:
+        search(
+            KEY, worth, 4, space=SPACE, stages=stages, ranker=SMALL, report=lambda step: counts.append(counted.count)
+        )
+    assert counts[2] == counts[4]
+
+
+def test_killed_search_loses_at_most_one_generation_and_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    """SIGKILL at a moment that the machine's load decides."""
+    directory = tmp_path / "search"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, str(ROOT / "tests" / "killed_search.py"), str(directory)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while not (directory / "000005").exists() and process.poll() is None:  # one generation of the second stage
+            time.sleep(0.01)
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        process.send_signal(signal.SIGKILL)
+    calls = []
+
+    def counted(schedules):
+        calls.append(len(schedules))
+        return worth(schedules)
+
+    assert max(int(path.name) for path in directory.glob("[0-9]" * 6)) in (5, 6)
+    found = search(jax.random.key(5), counted, 4, space=SPACE, stages=STAGES, ranker=SMALL, checkpoint=directory)
+    assert len(calls) <= STAGES.generations - 5
+    assert same(found, undisturbed)
+
+
+def test_half_written_checkpoint_is_passed_over(undisturbed, tmp_path):
+    """What a kill within the write leaves behind: a directory under another name."""
+    found = run(tmp_path)
+    (tmp_path / "000009.new").mkdir()
+    assert same(found, run(tmp_path)) and same(found, undisturbed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007", "000008", "000009.new"]
+
+
+def test_checkpoint_of_another_search_is_refused(tmp_path):
+    small = Stages(generations=1, batch=4)
+    search(KEY, worth, 4, space=SPACE, stages=small, ranker=None, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another search: \{'nfe': 4\} there, \{'nfe': 5\} here"):
+        search(KEY, worth, 5, space=SPACE, stages=small, ranker=None, checkpoint=tmp_path)
+
+
+def test_known_schedules_come_first_and_are_never_lost():
+    start = [multistep_decisions([1.0, 0.5, 0.25, 0.125, 0.01], order=2, prediction="noise")]
+    found = search(KEY, worth, 4, space=SPACE, start=start, stages=Stages(2, 8), ranker=None)
+    assert found.history.schedules[0] == start[0] and found.best == start[0] and found.value == 0.0
+
+
+def test_evolution_finds_what_random_search_does_not():
+    stages = Stages(generations=40, batch=20)
+    evolved = search(KEY, worth, 4, space=SPACE, stages=stages, ranker=None).value
+    random = search(KEY, worth, 4, space=SPACE, stages=Stages(generations=1, batch=800), ranker=None).value
+    assert evolved < 0.7 * random
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nfe": 0}, "nfe=0"),
+        ({"stages": Stages(generations=0)}, "at least 1"),
+        ({"start": [multistep_decisions([1.0, 0.5, 0.01])]}, "makes 2 calls, the search is for nfe=4"),
+        ({"evaluate": lambda schedules: np.zeros(3)}, r"shape \(3,\) for 40 schedules"),
+    ],
+)
+def test_bad_input_is_named(change, said):
+    arguments = {"evaluate": worth, "nfe": 4, "space": SPACE, "ranker": None} | change
+    with pytest.raises(ValueError, match=said):
+        search(KEY, **arguments)
+
+
+def fixed_errors(calls, error):
+    """Of {DDIM, 2M, UniPC-2, UniPC-3} on three grids."""
+    process = ds.VariancePreserving()
+    grids = (ds.times.uniform_logsnr, ds.times.uniform, ds.times.karras)
+    methods = (solvers.ddim, solvers.dpmpp, solvers.unipc, lambda p, g: solvers.unipc(p, g, order=3))
+    tables = [
+        solve(process, grid(process, calls, start=1.0, stop=0.01, zero=False)) for solve in methods for grid in grids
+    ]
+    return [error(table) for table in tables]
+
+
+@pytest.mark.parametrize("calls", [5, pytest.param(6, marks=pytest.mark.slow)])
+def test_found_schedule_halves_the_error_of_the_best_fixed_solver_on_other_noise(calls):
+    """Problem P1 of specs/solvers.md; measured: 6 to 9 times at 5 calls, 8 to 18 times at 6."""
+    process = ds.VariancePreserving()
+    weights, means, spreads = [0.3, 0.45, 0.25], [-1.0, 0.3, 1.1], np.array([0.35, 0.25, 0.4])
+    law = ds.exact.Mixture(weights, means, spreads**2)
+    x, other = (jax.random.normal(jax.random.key(seed), (n,)) for seed, n in ((0, 64), (1, 512)))
+    reference, held_out = (accurate_samples(law, process, states, 1.0, 0.01) for states in (x, other))
+    evaluate = Population(law, process, x, ReferenceDistance(reference))
+    space = Space(1.0, (0.01, 0.01), rates=Rates(jitter=0.05))
+    found = search(KEY, evaluate, calls, space=space, stages=Stages(generations=25, batch=64), ranker=None)
+
+    def error(table):
+        sampler = solvers.linear(law, ds.pad(table, registers=6, slots=5))
+        return float(jnp.sqrt(jnp.mean((ds.sample(KEY, sampler, x=other) - held_out) ** 2)))
+
+    assert error(solvers.usf(process, found.best)) < min(fixed_errors(calls, error)) / 2
