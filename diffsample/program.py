@@ -79,7 +79,7 @@ class Program:
         self.grid = grid
         self._rows: list[_Row] = []
         self._draws = 0
-        self._constants: list[np.ndarray] = []
+        self._constants: list[Any] = []
         self._x = self._carried(registers)
 
     def _carried(self, registers: int) -> list[Vector]:
@@ -103,7 +103,7 @@ class Program:
 
     def constant(self, value: ArrayLike) -> Vector:
         """A number, or an image of the event's shape, that the state is shifted by."""
-        self._constants.append(np.asarray(value, np.float64))
+        self._constants.append(value if isinstance(value, jax.Array) else np.asarray(value, np.float64))
         return Vector({("1", len(self._constants) - 1): 1.0})
 
     def call(
@@ -177,9 +177,9 @@ def _numbers(values: Any) -> Any:
 def _filled(shape: tuple[int, ...], entries: dict[tuple[int, ...], Any]) -> Any:
     """Zeros but for the entries."""
     if any(isinstance(value, jax.Array) for value in entries.values()):
-        return (
-            jnp.zeros(shape).at[tuple(np.array(list(entries)).T)].set(jnp.stack([*map(jnp.asarray, entries.values())]))
-        )
+        places = tuple(np.array(list(entries)).T)
+        values = [jnp.broadcast_to(value, shape[len(places) :]) for value in entries.values()]
+        return jnp.zeros(shape).at[places].set(jnp.stack(values))
     out = np.zeros(shape)
     for place, value in entries.items():
         out[place] = value

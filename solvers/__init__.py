@@ -52,12 +52,14 @@ from diffsample.solvers.unified import unipc
 
 if TYPE_CHECKING:
     from diffsample.solvers.adaptive import Path, Solved, solve_ode, solve_sde
+    from diffsample.solvers.learning import Learned, learn, reference_loss, stretched
 
 __all__ = [
     "BrownianPath",
     "Decisions",
     "Derivative",
     "Effort",
+    "Learned",
     "Linear",
     "ModelStatistics",
     "Path",
@@ -101,6 +103,7 @@ __all__ = [
     "heun",
     "ipndm",
     "kutta3",
+    "learn",
     "linear",
     "lms",
     "measure_local_error",
@@ -108,6 +111,7 @@ __all__ = [
     "per_sample_ratio",
     "plms",
     "predictor_corrector",
+    "reference_loss",
     "restart",
     "reverse_diffusion",
     "rk4",
@@ -126,6 +130,7 @@ __all__ = [
     "solve_sde",
     "speculative",
     "spndm",
+    "stretched",
     "time_travel",
     "unipc",
     "usf",
@@ -133,9 +138,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The adaptive solvers at first use, because diffrax takes a third of the import time."""
+    """The adaptive solvers and learning at first use, because diffrax and optax take much of the import time."""
     if name in ("Path", "Solved", "solve_ode", "solve_sde"):
         from diffsample.solvers import adaptive
 
         return getattr(adaptive, name)
+    if name in ("Learned", "learn", "reference_loss", "stretched"):
+        from diffsample.solvers import learning
+
+        return getattr(learning, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

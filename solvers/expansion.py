@@ -82,8 +82,17 @@ NOISE_KIND, DATA_KIND = Plain(NOISE, 1.0), Plain(DATA, -1.0)
 
 def distance(s: Level, t: Level) -> Any:
     """h, the gain in half log-SNR, infinite into sigma = 0 or from alpha = 0."""
+    ends = (t.sigma, s.alpha)  # numbers there, also where the other levels are traced
+    if any(not isinstance(end, jax.Array) and end == 0 for end in ends):
+        return inf
     ratio = decay(s, t)
     return -jnp.log(ratio) if isinstance(ratio, jax.Array) else gain(s, t)
+
+
+def place_of(level: Level, s: Level, h: Any, after: bool) -> Any:
+    """Where a level lies on the way of a step h from s: 0 is s, 1 the end, below 0 the past, -inf alpha = 0."""
+    away = distance(s, level) if after else distance(level, s)
+    return away / h if after else -inf if not isinstance(away, jax.Array) and away == inf else -away / h
 
 
 def phi_ratio(k: int, z: Any) -> Any:
@@ -164,7 +173,9 @@ def _symmetric(values: Sequence[Any], degree: int) -> Any:
 def _traced_phi(k: int, z: jax.Array) -> jax.Array:
     small = jnp.abs(z) < 1
     near, far = jnp.where(small, z, 0.0), jnp.where(small, 1.0, z)
-    series = sum(near**j / factorial(j + k) for j in range(TERMS))
+    series = jnp.zeros_like(near)
+    for j in reversed(range(TERMS)):
+        series = series * near + 1.0 / factorial(j + k)
     value = jnp.exp(far)
     for j in range(k):
         value = (value - 1 / factorial(j)) / far

@@ -5,7 +5,7 @@ from math import factorial, inf
 
 from diffsample.process import Level
 from diffsample.solvers.decisions import Decisions, Derivative, Relaxation
-from diffsample.solvers.expansion import Step, distance, weigh
+from diffsample.solvers.expansion import Step, distance, place_of, weigh
 from diffsample.solvers.liveness import corrected_derivatives, inner_levels, start_level
 
 ROUNDING = 1e-6  # relative, of a moment that is met
@@ -93,5 +93,4 @@ def _moment_met(
 
 
 def _place(levels: Sequence[Level], i: int, start: int, point: int, h: float) -> float:
-    level, s = levels[i + 1 + point], levels[start]
-    return distance(s, level) / h if i + 1 + point > start else -distance(level, s) / h
+    return place_of(levels[i + 1 + point], levels[start], h, after=i + 1 + point > start)

@@ -10,7 +10,7 @@ from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
 from diffsample.program import Program, Vector
 from diffsample.solvers.decisions import Decisions, Derivative, Relaxation
-from diffsample.solvers.expansion import DATA_KIND, NOISE_KIND, Kind, distance, relaxed, weigh
+from diffsample.solvers.expansion import DATA_KIND, NOISE_KIND, Kind, distance, place_of, relaxed, weigh
 from diffsample.solvers.liveness import (
     Event,
     called_state,
@@ -160,8 +160,7 @@ class _Walk:
         step = kind.step(s, t, len(derivatives) + 1)
 
         def place(point: int) -> Any:
-            level = self.levels[i + 1 + point]
-            return distance(s, level) / h if i + 1 + point > start else -distance(level, s) / h
+            return place_of(self.levels[i + 1 + point], s, h, after=i + 1 + point > start)
 
         def factor(k: int) -> Any:
             return relaxed(relaxations[k - 1], step.z, h, self.gammas.get((i, 0 if correct else k)))
