@@ -121,7 +121,8 @@ class Threshold(Grouped):
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
         ranks = ranked(draws, score, place.masked, None)
-        passes = (score >= self.at_least) & (ranks < self.most)
+        at_least = jnp.asarray(self.at_least, score.dtype)
+        passes = (settle_ties(score) >= settle_ties(at_least)) & (ranks < self.most)
         reveal = place.masked & (passes | (ranks == 0))
         return Selection(reveal, masked_share(place.masked & ~reveal)), memory
 
@@ -192,5 +193,13 @@ def ranked(draws: Draws, score: Array, eligible: Array, temperature: Any) -> Arr
     """Ranks [B, L] of the eligible positions by score, the first among equals; at random with a temperature."""
     if temperature is not None:
         return draws.ranks(jnp.where(eligible, score / jnp.asarray(temperature, score.dtype), -jnp.inf))
-    order = jnp.argsort(jnp.where(eligible, -score, jnp.inf), axis=1, stable=True)
+    order = jnp.argsort(jnp.where(eligible, -settle_ties(score), jnp.inf), axis=1, stable=True)
     return jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def settle_ties(score: Array) -> Array:
+    """Scores to 16 binary digits, so that among equals the first is taken and rounding errors do not choose.
+
+    Equal laws reached by different sums differ in their last bits, which would order them by batch, device and dtype.
+    """
+    return jax.lax.reduce_precision(score, exponent_bits=jnp.finfo(score.dtype).nexp, mantissa_bits=16)
