@@ -13,6 +13,7 @@ from diffsample.discrete.decoder import Decoded, Decoder, DecoderView
 from diffsample.discrete.drafted import blockwise, low_confidence, maskgit, path_planning
 from diffsample.discrete.drafting import AcceptanceStop, EntropyStop, KSeq, acceptance, k_seq, residual, select_draft
 from diffsample.discrete.draws import Draws, Keyed
+from diffsample.discrete.flips import asynchronous_remasking
 from diffsample.discrete.gridded import ancestral, asynchronous, euler, trapezoidal
 from diffsample.discrete.likelihood import (
     any_order_bound,
@@ -30,6 +31,7 @@ from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first
 from diffsample.discrete.policy import Policy, Reveal, Selection
 from diffsample.discrete.prompts import Prompts, aligned_left, aligned_right, examine
 from diffsample.discrete.proposals import Context, Extrapolated, Temperature, TopK, TopP, chain, greedy
+from diffsample.discrete.redrawing import LastGroup, redrawn
 from diffsample.discrete.remdm import (
     flow_corrector,
     forward_backward,
@@ -51,6 +53,7 @@ from diffsample.discrete.schedules import (
 )
 from diffsample.discrete.scored import best_first, confidence, entropy_bounded, margin, negative_entropy, threshold
 from diffsample.discrete.uniform import leave_one_out_step, posterior_step, uniform_ancestral
+from diffsample.discrete.windows import sliding_windows
 
 __all__ = [
     "AcceptanceStop",
@@ -70,6 +73,7 @@ __all__ = [
     "Informed",
     "KSeq",
     "Keyed",
+    "LastGroup",
     "Laws",
     "LogLinear",
     "MarginalModel",
@@ -91,6 +95,7 @@ __all__ = [
     "ancestral",
     "any_order_bound",
     "asynchronous",
+    "asynchronous_remasking",
     "best_first",
     "blockwise",
     "chain",
@@ -125,6 +130,7 @@ __all__ = [
     "negative_entropy",
     "path_planning",
     "posterior_step",
+    "redrawn",
     "remask_at_most",
     "remask_loop",
     "remask_rescaled",
@@ -134,6 +140,7 @@ __all__ = [
     "score_entropy",
     "select_draft",
     "set_weights",
+    "sliding_windows",
     "speculative",
     "threshold",
     "trapezoidal",

@@ -72,10 +72,15 @@ def gumbel_max(keys: Array, log_p: Array) -> Array:
 
 def gumbel(keys: Array, shape: tuple[int, ...], dtype: jnp.dtype | type = jnp.float32) -> Array:
     """Gumbel noise of 64 random bits, shape [B, ...], row i from keys[i]."""
+    return -jnp.log(exponential(keys, shape, dtype))
+
+
+def exponential(keys: Array, shape: tuple[int, ...], dtype: jnp.dtype | type = jnp.float32) -> Array:
+    """Exponential noise of 64 random bits, dense and never zero near zero, shape [B, ...], row i from keys[i]."""
     words = jax.vmap(lambda key: jax.random.bits(key, (2, *shape[1:]), jnp.uint32))(keys)
     high, low = words[:, 0].astype(dtype), words[:, 1].astype(dtype)
     x = high * jnp.asarray(2.0**-32, dtype) + (low + 0.5) * jnp.asarray(2.0**-64, dtype)
-    return -jnp.log(-jnp.log1p(-jnp.minimum(x, 1 - jnp.finfo(dtype).eps / 2)))
+    return -jnp.log1p(-jnp.minimum(x, 1 - jnp.finfo(dtype).eps / 2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where randomness comes from: every random choice of a decoder is one of five questions, asked of a `Draws`.
+"""Where randomness comes from: every random choice of a decoder is one of six questions, asked of a `Draws`.
 
 `Keyed` answers from keys, one a sequence. `diffsample.exact.output_law` answers with every possible outcome instead and
 so computes the law of the same decoder, of the same code, without Monte Carlo. "When" and "which token" ask different
@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.discrete.categorical import gumbel, inverse_cdf
+from diffsample.discrete.categorical import exponential, gumbel, inverse_cdf
 from diffsample.sampler import fold
 from diffsample.struct import pytree, static
 
 Categorical: TypeAlias = Callable[[Array, Array], Array]
+
+CERTAIN = 40.0  # a hazard that no exponential draw survives
 
 WHEN, WHAT, FIX, CHECK = 0, 1, 2, 3  # streams: positions, tokens, corrections, verification
 
@@ -50,6 +52,14 @@ class Draws(Protocol):
 
     def clocks(self, count: Array, length: int) -> Array:
         """Falling order statistics of count [B] uniforms, float32 [B, length], zeros after them."""
+        ...
+
+    def waits(self, hazard: Array, since: Array, valid: Array) -> Array:
+        """The first of n independent coins, from number `since` on, that falls; n if none does. int32 [B, L].
+
+        hazard [n + 1] rises from 0: coin i falls with probability 1 - exp(hazard[i] - hazard[i + 1]), surely where the
+        difference is `CERTAIN`.
+        """
         ...
 
 
@@ -88,6 +98,11 @@ class Keyed(Draws):
         u = self._uniform((length,), jnp.float32)
         alive = jnp.arange(length)[None, :] < count[:, None]
         return -jnp.sort(jnp.where(alive, -u, 0.0), axis=-1)
+
+    def waits(self, hazard: Array, since: Array, valid: Array) -> Array:
+        since = jnp.minimum(since, hazard.shape[0] - 1)
+        goal = hazard[since] + exponential(self.keys, since.shape, hazard.dtype)
+        return jnp.searchsorted(hazard, goal, side="right").astype(jnp.int32) - 1
 
     def _uniform(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(self.keys)

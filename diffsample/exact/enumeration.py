@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.discrete.draws import CERTAIN
+
 PyTree: TypeAlias = Any
 
 
@@ -122,10 +124,22 @@ class Script:
         p = jnp.where(valid[..., None], -jnp.diff(edges)[None, None, :], jnp.arange(edges.shape[0] - 1) == 0)
         return self._answer(lambda: Site(p))
 
+    def waits(self, hazard: Array, since: Array, valid: Array) -> Array:
+        n = hazard.shape[0] - 1
+        before = _survived(jnp.maximum(hazard[None, None, :] - hazard[jnp.minimum(since, n)][..., None], 0.0))
+        p = jnp.append(before[..., :-1] - before[..., 1:], before[..., -1:], axis=-1)  # none before since: 1 - 1
+        never = (jnp.arange(n + 1) == n)[None, None, :]
+        return self._answer(lambda: Site(jnp.where(valid[..., None], p, never.astype(p.dtype))))
+
     def clocks(self, count: Array, length: int) -> Array:
         """Their means: a continuous draw, which a time-free model does not read."""
         i = jnp.arange(length)[None, :]
         return jnp.where(i < count[:, None], (count[:, None] - i) / (count[:, None] + 1.0), 0.0)
+
+
+def _survived(hazard: Array) -> Array:
+    """exp(-hazard), and nothing where the hazard is certain to have struck."""
+    return jnp.where(hazard > CERTAIN * (1 - 1e-6), 0.0, jnp.exp(-hazard))
 
 
 def _init(sampler: Any, draws: Script, state: Array, row: None, cond: PyTree) -> PyTree:
