@@ -210,6 +210,18 @@ def test_matched_gauge_halves_the_deviation_of_the_normaliser_and_shares_the_pro
     assert compiles.count <= 4  # the means of the results, not the programs
 
 
+def test_more_noise_than_the_reverse_process_calms_the_weights():
+    spread = {}
+    for rate in (1.0, 4.0):
+        target = smc.annealed(Q, 3.0, mean=1.2, variance=8.0, gauge=2 / (1 + rate))
+        sampler = solvers.linear(target, table(400, solvers.sde_dpmpp, order=1, eta=rate))
+        out = ds.sample(KEY, smc.corrected(sampler, particles=512), (16 * 512,))
+        spread[rate] = out.log_z.std()
+    assert abs(np.log(np.exp(out.log_z + 2.05143).mean())) < 0.15 + spread[4.0]
+    assert abs(out.mean((out.x > 0).astype(float)).mean() - 0.98070) < 0.005
+    assert spread[4.0] < 0.5 * spread[1.0]  # 0.06 and 0.29
+
+
 def moved(level):
     """From 1 at high noise to 3 at none."""
     return 1.0 + 2.0 / (1.0 + (level.sigma / level.alpha) ** 2)
@@ -219,7 +231,7 @@ def gaussian_density(x, level):
     return ds.exact.Gaussian(1.0, 2.0).log_prob(x, level)[:, None]
 
 
-@pytest.mark.parametrize(("known", "near"), [(None, 0.7), (gaussian_density, 0.03)])
+@pytest.mark.parametrize(("known", "near"), [(None, 0.03), (gaussian_density, 0.03)])
 def test_exponents_that_change_reach_the_last_one(known, near):
     target = smc.annealed(ds.exact.Gaussian(1.0, 2.0), moved, mean=1.0, variance=2.0)
     sampler = solvers.linear(target, table(150, large=True))
@@ -254,7 +266,7 @@ def test_log_densities_carried_along_the_path_err_as_the_root_of_the_step():
         truth = Q.log_prob(state.inner.registers[0], level) + jnp.log(level.alpha)
         errors.append(float(jnp.sqrt(jnp.mean((state.memory.log_q[:, 0] - truth) ** 2))))
     assert 2.5 < errors[0] / errors[1] < 6.5  # 4 for 16 times the steps
-    assert errors[1] < 0.35  # 0.25 at 1000 steps in specs/smc.md 2.5
+    assert errors[1] < 0.16  # 0.25 at 1000 steps in specs/smc.md 2.5, without the surrogates
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ from diffsample.smc.products.correctors import (
     start_of,
 )
 from diffsample.smc.products.experts import Experts, Product, annealed, guided, product
+from diffsample.smc.products.exponents import Rising, rising
 from diffsample.smc.resamplers.birth_and_death import birth_death
 from diffsample.smc.resamplers.choosing import killing, metropolis, metropolis_steps, rejection
 from diffsample.smc.resamplers.differentiable import soft, stop_gradient, transport
@@ -105,6 +106,7 @@ __all__ = [
     "Rejection",
     "Renoise",
     "RewardTilted",
+    "Rising",
     "Selecting",
     "Started",
     "Steering",
@@ -193,6 +195,7 @@ __all__ = [
     "residual",
     "residual_systematic",
     "ring",
+    "rising",
     "rotated",
     "select_one",
     "soft",

@@ -28,6 +28,12 @@ class Surrogates:
         """Log-densities [B, E] of y."""
         return log_surrogates(self.means, self.variances, x, level).T
 
+    def scores(self, x: Array, level: Level) -> Array:
+        """Scores of y, [B, E, ...]."""
+        y = (x / expand(level.alpha, x))[None]
+        spreads = per_expert(self.variances, x) + square_noise(level, x)[None]
+        return jnp.moveaxis((per_expert(self.means, x) - y) / spreads, 0, 1)
+
     def log_normaliser(self, exponents: Array, x: Array, level: Level) -> Array:
         """log of the integral of the product over y, [B]: its largest value times that of a Gaussian of its width."""
         law = self.product(exponents, x, level)
