@@ -18,7 +18,7 @@ class Ratio(NamedTuple):
         """Whether the target is met; None where there is none."""
         if self.target is None:
             return None
-        return self.value >= self.target if self.at_least else self.value <= self.target
+        return bool(self.value >= self.target if self.at_least else self.value <= self.target)
 
     @property
     def aim(self) -> str:
