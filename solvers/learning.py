@@ -76,8 +76,8 @@ def learn(
         ValueError: times to be learned of a schedule with "v3" predictions, whose statistics are tables on the host, or
             with infinite log-SNR at the start; nothing to learn; a loss that is not finite at the start.
 
-    Reference: Zheng et al. 2023, arXiv 2310.13268, learn coefficients of a model; Tong et al. 2024, arXiv 2405.15506,
-    learn times.
+    Reference: Tong et al. 2024, arXiv 2405.15506, learn times from an accurate run; the relaxations beside them are this
+    library's.
 
     >>> import diffsample as ds
     >>> process, law = ds.VariancePreserving(), ds.exact.Mixture([0.5, 0.5], [-1.0, 1.0], 0.1)

@@ -34,7 +34,7 @@ class ModelStatistics:
     Raises:
         ValueError: shapes that do not fit, or half_logsnr that does not increase.
 
-    Reference: Zheng et al. 2023, arXiv 2310.13268, eqs. 8 to 14.
+    Reference: Zheng et al. 2023, arXiv 2310.13268; Liu et al. 2024, arXiv 2312.07243.
 
     >>> as_data = ModelStatistics([-10.0, 10.0], l=[1.0, 1.0], s=[0.0, 0.0])
     >>> as_data.channel(Level(0.5, 0.8, 0.6))

@@ -136,7 +136,8 @@ class Linear:
                 f"transition density: weigh with a solver of one register, such as ddpm"
             )
         A, B, c = (t.A[-1], t.B[-1], t.c[-1]) if step is None else (step.A, step.B, step.c)
-        return Kernel(self._update(state, A, B, c, None)[0], jnp.abs(c[0]))
+        shift = step.shift if step is not None else None if t.shift is None else t.shift[-1]
+        return Kernel(self._update(state, A, B, c, None, shift)[0], jnp.abs(c[0]))
 
     def _spans(self, rows: slice | int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[rows], self.path.spans) if self.path else ()
