@@ -1,8 +1,9 @@
 """Learning a schedule by gradient: its times and the relaxations of its derivatives, at the order that it declares.
 
 A derivative k of an expansion of order q may be scaled by 1 + gamma h^(q - k) without loss of order, whatever gamma is,
-and times may lie anywhere: so the order conditions hold by construction and the optimiser is not constrained. The table
-is traced, built by the code that builds it on the host, so that the gradient is that of the run itself.
+and times may lie anywhere: so the order conditions hold by construction and the optimiser is not constrained. The q - 1
+gammas of a step reach every set of weights of sum 1 on the outputs that it uses. The table is traced, built by the code
+that builds it on the host, so that the gradient is that of the run itself.
 """
 
 import dataclasses
@@ -76,8 +77,7 @@ def learn(
         ValueError: times to be learned of a schedule with "v3" predictions, whose statistics are tables on the host, or
             with infinite log-SNR at the start; nothing to learn; a loss that is not finite at the start.
 
-    Reference: Tong et al. 2024, arXiv 2405.15506, learn times from an accurate run; the relaxations beside them are this
-    library's.
+    Reference: Tong et al. 2024, arXiv 2405.15506, learn times from an accurate run; relaxations are this library's.
 
     >>> import diffsample as ds
     >>> process, law = ds.VariancePreserving(), ds.exact.Mixture([0.5, 0.5], [-1.0, 1.0], 0.1)
