@@ -207,7 +207,8 @@ def _new_rows(before: float, leaf: Array) -> np.ndarray:
 
 
 def _number(value: Any) -> float:
-    if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
+    dtype = np.asarray(value).dtype
+    if np.ndim(value) or not (jnp.issubdtype(dtype, jnp.number) or dtype == bool):
         raise TypeError(f"a metric must return one number, got {type(value).__name__} of shape {np.shape(value)}")
     return float(value)
 
