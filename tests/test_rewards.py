@@ -19,6 +19,9 @@ KEY = jax.random.key(0)
 TILT = 0.0902909  # Z of x0 ~ N(0, 1), r = -(x - 2)^2 / 0.5; posterior N(1.6, 0.2) (specs/smc.md 9.3)
 
 
+LAW_1 = ds.exact.Gaussian(0.0, 1.5)
+
+
 def reward(x0, cond):
     return -2.0 * (x0 - 2.0) ** 2
 
@@ -39,23 +42,42 @@ def run(potential, groups=64, particles=128, sampler=None, **options):
     return ds.sample(KEY, fk, (groups * particles,))
 
 
+DRAWN = smc.sampled_value(reward, jax.random.key(5), samples=8)
+
+
 @pytest.mark.parametrize(
-    ("make", "rows"),
+    ("make", "options"),
     [
-        (smc.fk_difference, None),
-        (smc.fk_difference, lambda row: row % 5 == 0),
-        (smc.fk_max, lambda row: row == 20),
-        (smc.fk_immediate, lambda row: row == 20),
-        (smc.fk_sum, lambda row: (row == 18) | (row == 23)),
+        (smc.fk_difference, {}),
+        (smc.fk_difference, {"rows": lambda row: row % 5 == 0}),
+        (smc.fk_difference, {"value": DRAWN}),
+        (smc.fk_max, {"rows": lambda row: row == 20}),
+        (smc.fk_immediate, {"rows": lambda row: row == 20}),
+        (smc.fk_sum, {"rows": lambda row: (row == 18) | (row == 23)}),
     ],
 )
-def test_steering_is_unbiased_for_the_tilted_law(make, rows):
-    out = run(make(reward, rows=rows))
+def test_steering_is_unbiased_for_the_tilted_law(make, options):
+    out = run(make(reward, **options))
     z = np.exp(out.log_z) / TILT
     assert 0 < z.std() < 2
     near(z, 1.0)
     near(z * np.asarray(out.mean(out.x) - 1.6), 0.0)  # the running maximum in place of the reward: mean 1.398
     near(z * np.asarray(out.mean((out.x - 1.6) ** 2) - 0.2), 0.0)  # weights dropped where ESS is high: 0.272
+
+
+def test_sampled_value_tends_to_the_optimal_value_of_gaussian_data():
+    x = jnp.array([-1.0, 0.3, 1.7])
+    level = jax.tree.map(jnp.asarray, VP.level(0.3))
+    zero = jnp.zeros(())
+    view = ds.View(x, level, LAW_1.predict(x, level), (), zero, zero, jnp.int32(3), jnp.int32(0), jnp.ones((), bool))
+    value = smc.sampled_value(reward, KEY, samples=20_000, scale=0.7, variance=1.5)(view, None)
+    # E exp(-(x0 - 2)^2 / (2 w)), w = 0.25 / 0.7, of x0 given x_t
+    var, w = 1.5 * level.sigma**2 / (1.5 * level.alpha**2 + level.sigma**2), 0.25 / 0.7
+    exact = (-0.5 * (view.x0 - 2.0) ** 2 / (w + var) + 0.5 * jnp.log(w / (w + var))) / 0.7
+    np.testing.assert_allclose(value, exact, atol=0.1)  # relative deviation of the sum below 3 % everywhere
+    assert np.abs(reward(view.x0, None) - exact).max() > 0.5
+    other = smc.sampled_value(reward, KEY, samples=20_000, scale=0.7, variance=1.5)(view._replace(index=4), None)
+    assert not np.array_equal(value, other)
 
 
 def test_steering_shares_one_program_over_its_scale():
@@ -256,6 +278,8 @@ DETERMINISTIC = solvers.linear(ds.exact.Gaussian(0.0, 1.0), solvers.ddim(VP, ds.
             ValueError,
             "has no density",
         ),
+        (lambda: smc.sampled_value(reward, KEY, samples=0), ValueError, "samples=0"),
+        (lambda: smc.sampled_value(reward, KEY, scale=0.0), ValueError, "scale=0.0 must not be 0"),
         (lambda: smc.svdd(unit(), reward, 1.0, candidates=0), ValueError, "candidates=0"),
         (lambda: smc.svdd(unit(), reward, -1.0, candidates=2), ValueError, "must not be negative"),
         (lambda: smc.svdd(DETERMINISTIC, reward, 1.0, candidates=2), ValueError, "all candidates are the same"),

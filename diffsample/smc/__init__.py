@@ -56,12 +56,14 @@ from diffsample.smc.resamplers.ordering import hilbert, in_place, sorted_by
 from diffsample.smc.resamplers.resampling import multinomial, rotated, stratified, systematic
 from diffsample.smc.resamplers.rounding import residual, residual_systematic, ssp
 from diffsample.smc.rewards.adapted import fps, mcgdiff
+from diffsample.smc.rewards.dividing import Divided, dcps, dcps_weight
 from diffsample.smc.rewards.linear_twists import inflated, linear_twist, naive, optimal
-from diffsample.smc.rewards.selecting import Selecting, posterior_mean, svdd
+from diffsample.smc.rewards.selecting import Selecting, svdd
 from diffsample.smc.rewards.steering import Steering, fk_difference, fk_immediate, fk_max, fk_sum, host
 from diffsample.smc.rewards.twisted_samplers import das, tds
 from diffsample.smc.rewards.twisting import Twist, Twisted, TwistRatio, twist_ratio, twisted
 from diffsample.smc.rewards.twists import Look, on_x0, tempered
+from diffsample.smc.rewards.values import posterior_mean, sampled_value
 from diffsample.smc.starting import Started, started
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
 from diffsample.smc.tokens.energy import energy_pick, joint_energy
@@ -86,6 +88,7 @@ __all__ = [
     "ConditionalSMC",
     "Corrector",
     "Diagnostics",
+    "Divided",
     "Estimate",
     "Experts",
     "FeynmanKac",
@@ -137,6 +140,8 @@ __all__ = [
     "corrected_jumps",
     "corrector",
     "das",
+    "dcps",
+    "dcps_weight",
     "density_controls",
     "diffusion_paths",
     "energy_pick",
@@ -197,6 +202,7 @@ __all__ = [
     "ring",
     "rising",
     "rotated",
+    "sampled_value",
     "select_one",
     "soft",
     "sorted_by",

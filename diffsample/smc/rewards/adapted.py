@@ -17,14 +17,13 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.process import Level
 from diffsample.sampler import Kernel, View, normal
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.smc.resamplers.resampling import systematic
+from diffsample.smc.rewards.own_moves import all_levels, call_at
 from diffsample.struct import pytree, static
-from diffsample.tableau import is_concrete
 
 
 @pytree
@@ -117,8 +116,7 @@ class Adapted:
 
     def step(self, keys: Array, state: AdaptedState, step: AdaptedRow, cond: PyTree) -> AdaptedState:
         x = self._draw(keys, self.linear.kernel(state.inner, step.inner), step.now)
-        still = step.inner._replace(A=jnp.ones((1, 1)), B=jnp.zeros((1, state.inner.past.shape[1])), c=jnp.zeros(1))
-        inner = self.linear.step(keys, state.inner._replace(registers=(x,)), still, cond)  # the call alone
+        inner = call_at(self.linear, keys, state.inner, x, step.inner, cond)
         law = self.linear.kernel(inner, step.coming)
         log_g = self._log_ahead(law, step.next)
         if self.telescopes:
@@ -224,7 +222,7 @@ def mcgdiff(
     >>> bool((abs(out.x[:, 0] - 1.5) < 1e-5).all())
     True
     """
-    seen, levels = _measured(operator, y, noise), _levels(linear)
+    seen, levels = _measured(operator, y, noise), all_levels(linear)
     alpha, sigma = levels.alpha[:, None], levels.sigma[:, None]
     on = np.broadcast_to(sigma > 0, (len(sigma), len(seen.singular)))
     var = sigma**2 + alpha**2 * ((np.asarray(seen.noise) / seen.singular[None]) ** 2 + kappa)
@@ -264,7 +262,7 @@ def fps(
     >>> fps(linear, [[1.0, 0.0]], [1.5], 0.1, jax.random.key(1), particles=64).nfe
     40
     """
-    seen, levels = _measured(operator, y, noise), _levels(linear)
+    seen, levels = _measured(operator, y, noise), all_levels(linear)
     z = np.asarray(jax.random.normal(key, (len(levels.alpha), len(seen.singular))), np.float64)
     path = [levels.sigma[-1] * z[-1]]
     for i in reversed(range(len(z) - 1)):  # from clean to noisy, by the forward kernels
@@ -309,16 +307,6 @@ def _measured(operator: Any, y: Any, noise: Any) -> Coordinates:
         raise ValueError(f"the operator has singular values {singular}; it must have full row rank: drop the rows that "
                          f"repeat others")  # fmt: skip
     return Coordinates(basis, singular, left.T @ y, float(noise))
-
-
-def _levels(linear: Any) -> Level:
-    """All levels of the table, the calls' and the last, on the host."""
-    table = linear.tableau
-    if not is_concrete(table) or table.registers > 1:
-        raise ValueError(f"{table.about.name} carries {table.registers} registers; moves are drawn here, which needs "
-                         f"one: ddpm, ddim(eta=1)")  # fmt: skip
-    return Level(*(np.append(np.asarray(now, np.float64), np.asarray(to, np.float64)[-1])
-                   for now, to in zip(table.now, table.next, strict=True)))  # fmt: skip
 
 
 def _filter(

@@ -111,7 +111,7 @@ def svdd(
     Args:
         sampler: any stochastic sampler.
         value: (view, condition) -> [B]: `posterior_mean(reward)` (SVDD-PM, no training, any reward), or a regressed
-            value function (SVDD-MC).
+            value function (SVDD-MC); `sampled_value` in between.
         alpha: temperature >= 0, a leaf; 0 keeps the best candidate, as the authors' code always does.
         candidates: M.
         sequential: one candidate at a time, with the memory of a plain run.
@@ -125,7 +125,7 @@ def svdd(
     >>> process = ds.VariancePreserving()
     >>> table = ds.solvers.ddpm(process, ds.times.uniform_logsnr(process, 20), large=True)
     >>> sampler = ds.solvers.linear(ds.exact.Gaussian(0.0, 1.0), table)
-    >>> best = svdd(sampler, posterior_mean(lambda x0, cond: -(x0 - 2) ** 2), 0.0, candidates=8)
+    >>> best = svdd(sampler, ds.smc.posterior_mean(lambda x0, cond: -(x0 - 2) ** 2), 0.0, candidates=8)
     >>> bool(abs(ds.sample(jax.random.key(0), best, (64,)).mean() - 2) < 0.1)
     True
     """
@@ -139,25 +139,6 @@ def svdd(
     if is_concrete(draws) and not np.any(np.asarray(draws)):
         raise ValueError("the sampler draws no noise, so that all candidates are the same: use ddpm or ddim(eta=1)")
     return Selecting(sampler, as_pytree(value), alpha, candidates=int(candidates), sequential=sequential)
-
-
-@pytree
-class PosteriorMean:
-    """The reward of the predicted clean sample as a value."""
-
-    reward: Any
-
-    def __call__(self, view: View, cond: PyTree) -> Array:
-        return self.reward(view.x0, cond)
-
-
-def posterior_mean(reward: Callable[[Array, PyTree], Array]) -> PosteriorMean:
-    """SVDD-PM: the value r(x0) of the predicted clean sample, for any reward (x0, condition) -> [B].
-
-    >>> posterior_mean(abs).reward.function is abs
-    True
-    """
-    return PosteriorMean(as_pytree(reward))
 
 
 def follows_batch(sampler: Any, keys: Array, x: Array, cond: PyTree) -> PyTree:

@@ -17,9 +17,8 @@ from diffsample.denoiser import PyTree
 from diffsample.sampler import View
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.potentials import Closing, Potential, Transition, zeros
+from diffsample.smc.rewards.values import Reward, Value, posterior_mean
 from diffsample.struct import pytree
-
-Reward = Callable[[Array, PyTree], Array]  # (x0 [B, ...], condition) -> [B]
 
 
 class Steered(NamedTuple):
@@ -34,6 +33,7 @@ class Steering(Potential):
     """A reward as a potential; see `fk_difference`, `fk_max`, `fk_sum`, `fk_immediate`."""
 
     reward: Any
+    value: Any  # (view, condition) -> [B], the reward's guess at noisy states
     scale: Any
     rule: Any  # (running, reward) -> (running, exponent)
     begin: Any  # running before the first reward
@@ -52,7 +52,7 @@ class Steering(Potential):
 
     def _weigh(self, view: View, memory: Steered) -> tuple[Array, Steered]:
         def score() -> tuple[Array, Steered]:
-            running, exponent = self.rule(memory.running, _checked(self.reward(view.x0, view.cond), view.x))
+            running, exponent = self.rule(memory.running, _checked(self.value(view, view.cond), view.x))
             log_g = jnp.asarray(self.scale, exponent.dtype) * exponent
             return log_g, Steered(running, memory.log_g + log_g)
 
@@ -61,7 +61,9 @@ class Steering(Potential):
         return jax.lax.cond(self.rows(view.index), score, lambda: (jnp.zeros_like(memory.log_g), memory))
 
 
-def fk_difference(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None) -> Steering:
+def fk_difference(
+    reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None, value: Value | None = None
+) -> Steering:
     """FK steering by differences: log G = scale (r_t - r_before), r_t the reward of the predicted clean sample.
 
     The factors telescope: at each row particles stand for p_t exp(scale r_t). The default of the four, with the least
@@ -72,6 +74,8 @@ def fk_difference(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], A
         scale: lambda, the inverse temperature of the tilt; a leaf.
         rows: function of the row's number (int32) -> bool, which rows are scored; None: all. Rewards of other rows are
             not computed. `smc.window` and `smc.every` as policy restrict resampling instead.
+        value: (view, condition) -> [B], what stands for the reward at noisy states: None is `posterior_mean(reward)`,
+            `sampled_value` averages over draws; anything keeps the target.
 
     Reference: Singhal et al. 2025, arXiv 2501.06848, section 3.
 
@@ -84,10 +88,12 @@ def fk_difference(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], A
     >>> bool(abs(out.mean(out.x)[0] - 1) < 0.2)
     True
     """
-    return _steering(reward, scale, by_difference, 0.0, rows)
+    return _steering(reward, value, scale, by_difference, 0.0, rows)
 
 
-def fk_max(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None) -> Steering:
+def fk_max(
+    reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None, value: Value | None = None
+) -> Steering:
     """FK steering by the running maximum: log G = scale max over the rows scored so far of r.
 
     Args, Reference: as for `fk_difference`.
@@ -95,10 +101,12 @@ def fk_max(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] |
     >>> fk_max(lambda x0, cond: x0, 10.0).scale
     10.0
     """
-    return _steering(reward, scale, by_maximum, -np.inf, rows)
+    return _steering(reward, value, scale, by_maximum, -np.inf, rows)
 
 
-def fk_sum(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None) -> Steering:
+def fk_sum(
+    reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None, value: Value | None = None
+) -> Steering:
     """FK steering by the running sum: log G = scale sum over the rows scored so far of r. Its variance explodes.
 
     Args, Reference: as for `fk_difference`.
@@ -106,10 +114,12 @@ def fk_sum(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] |
     >>> fk_sum(lambda x0, cond: x0, 10.0).scale
     10.0
     """
-    return _steering(reward, scale, by_sum, 0.0, rows)
+    return _steering(reward, value, scale, by_sum, 0.0, rows)
 
 
-def fk_immediate(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None) -> Steering:
+def fk_immediate(
+    reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Array] | None = None, value: Value | None = None
+) -> Steering:
     """FK steering by each row's own reward: log G = scale r_t.
 
     Args, Reference: as for `fk_difference`.
@@ -117,7 +127,7 @@ def fk_immediate(reward: Reward, scale: Any = 1.0, *, rows: Callable[[Array], Ar
     >>> fk_immediate(lambda x0, cond: x0, 10.0).scale
     10.0
     """
-    return _steering(reward, scale, by_itself, 0.0, rows)
+    return _steering(reward, value, scale, by_itself, 0.0, rows)
 
 
 @pytree
@@ -171,10 +181,12 @@ def by_itself(running: Array, reward: Array) -> tuple[Array, Array]:
     return reward, reward
 
 
-def _steering(reward: Reward, scale: Any, rule: Any, begin: float, rows: Any) -> Steering:
+def _steering(reward: Reward, value: Value | None, scale: Any, rule: Any, begin: float, rows: Any) -> Steering:
     if not callable(reward):
         raise TypeError(f"reward must be a function (x0, condition) -> [batch], got {reward!r}")
-    return Steering(as_pytree(reward), scale, as_pytree(rule), begin, None if rows is None else as_pytree(rows))
+    at_noise = posterior_mean(reward) if value is None else as_pytree(value)
+    chosen = None if rows is None else as_pytree(rows)
+    return Steering(as_pytree(reward), at_noise, scale, as_pytree(rule), begin, chosen)
 
 
 def _checked(reward: Array, x: Array) -> Array:
