@@ -208,7 +208,7 @@ def _new_rows(before: float, leaf: Array) -> np.ndarray:
 
 def _number(value: Any) -> float:
     dtype = np.asarray(value).dtype
-    if np.ndim(value) or not (jnp.issubdtype(dtype, jnp.number) or dtype == bool):
+    if np.ndim(value) or not (jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"):
         raise TypeError(f"a metric must return one number, got {type(value).__name__} of shape {np.shape(value)}")
     return float(value)
 
