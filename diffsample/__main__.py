@@ -3,7 +3,8 @@
 `python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
 measures quality against network calls, solver by solver; `python -m diffsample sweep FILE` does so over any grid of
 hyperparameters; `python -m diffsample --particles K --reward NAME` steers;
-`python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder.
+`python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder, and
+`python -m diffsample compare --model digit-tokens` compares the decoders.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = "particles"
     try:
         model, arguments = _model(arguments)
-        plan, parser = COMMANDS[model if model in COMMANDS else command]
+        plan, parser = COMMANDS[named(command, model)]
         job = plan(parser().parse_args(arguments))
     except (ValueError, TypeError, ImportError, OSError) as error:
         return _complain(error, 2)
@@ -65,6 +66,20 @@ def _model(arguments: Sequence[str]) -> tuple[str, list[str]]:
     parser.add_argument("--model", choices=["digits", "digit-tokens"], default="digits")
     known, others = parser.parse_known_args(arguments)
     return known.model, others
+
+
+def named(command: str, model: str) -> str:
+    """The entry of `COMMANDS` for a command on a model.
+
+    Raises:
+        ValueError: the model does not have this command.
+    """
+    if model == "digits":
+        return command
+    name = model if command == "sample" else f"{command} {model}"
+    if name not in COMMANDS:
+        raise ValueError(f"there is no {command} of --model {model}; it has: sample, compare")
+    return name
 
 
 def sample_parser() -> argparse.ArgumentParser:
@@ -184,6 +199,7 @@ def _complain(error: Exception, code: int) -> int:
 
 COMMANDS: dict[str, tuple[Callable[..., Callable[[], None]], Callable[[], argparse.ArgumentParser]]] = {
     "compare": (plan_compare, compare_parser),
+    "compare digit-tokens": (token_demo.plan_compare, partial(token_demo.compare_parser, Parser)),
     "digit-tokens": (token_demo.plan, partial(token_demo.parser, Parser)),
     "particles": (plan_particles, particles_parser),
     "sample": (plan_sample, sample_parser),

@@ -5,7 +5,7 @@ Nothing here knows a solver, a guidance rule or a model: samplers, tableaus and 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -118,7 +118,7 @@ def most_steps(build: Callable[[int], Tableau], calls: int) -> Tableau:
     raise ValueError(f"no number of steps makes at most {calls} network calls")
 
 
-def tabulated(title: str, table: Sequence[Score], column: str, budgets: Sequence[int]) -> str:
+def tabulated(title: str, table: Sequence[Any], column: str, budgets: Sequence[int]) -> str:
     """A line a solver, a column a budget of calls; where fewer calls were made, their number follows in brackets."""
     lines = [title, f"{'calls':16}" + "".join(f"{budget:>13}" for budget in budgets)]
     for name in dict.fromkeys(score.solver for score in table):

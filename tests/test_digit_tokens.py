@@ -8,7 +8,7 @@ from flax import nnx
 
 import diffsample as ds
 from diffsample import __main__ as command
-from diffsample import discrete, token_demo, training, training_tokens
+from diffsample import discrete, token_choices, training, training_tokens
 from diffsample.nets import digit_tokens
 
 
@@ -64,12 +64,18 @@ def test_infilling_keeps_the_given_half():
     assert (out.x < 17).all() and (out.calls <= 8).all()
 
 
-@pytest.mark.parametrize("name", token_demo.DECODERS)
+@pytest.mark.parametrize("name", sorted(set(token_choices.DECODERS) - {"speculative"}))
 def test_every_decoder_of_the_command_can_be_built(name):
-    made = token_demo.decoder(name, 8, [discrete.Temperature(0.9)])
+    made = token_choices.decoder(name, 8, temperature=0.9)
     assert made.nfe >= 1
-    if name == "maskgit":
-        assert getattr(made.policy, "proposal") is not None  # noqa: B009
+    drawn_by = made.policy if hasattr(made.policy, "proposal") else made
+    assert 0.9 in jax.tree.leaves(drawn_by.proposal)
+
+
+def test_speculative_decoding_of_the_command_takes_no_filter():
+    assert token_choices.decoder("speculative", 16).drafts == 4
+    with pytest.raises(ValueError, match="takes no --temperature"):
+        token_choices.decoder("speculative", 16, top_p=0.9)
 
 
 def test_command_draws_and_reports(tmp_path, capsys):
@@ -82,3 +88,15 @@ def test_command_draws_and_reports(tmp_path, capsys):
     assert command.main(["--model", "digit-tokens", "--updates", "65"]) == 2
     assert command.main(["--model", "letters"]) == 2
     assert "1 .. 64" in capsys.readouterr().err
+
+
+def test_command_compares_decoders(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "plot.png"
+    arguments = ["compare", "--model", "digit-tokens", "--number", "20", "--calls", "2", "4"]
+    assert command.main([*arguments, "--decoders", "first-hitting", "dyadic", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Frechet distance" in said and "(7)" in said and "bits a token" in said and out.exists()
+    assert command.main(["sweep", "--model", "digit-tokens"]) == 2
+    assert command.main([*arguments, "--decoders", "nothing"]) == 2
+    assert "there is no sweep of --model digit-tokens" in capsys.readouterr().err

@@ -33,6 +33,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.sampler_catalogue",
     "diffsample.search_command",
     "diffsample.sweep_command",
+    "diffsample.token_choices",
     "diffsample.token_demo",
     "diffsample.training",
     "diffsample.training_tokens",

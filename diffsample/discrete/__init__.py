@@ -51,6 +51,7 @@ from diffsample.discrete.schedules import (
     Schedule,
     levels,
 )
+from diffsample.discrete.score import uniform_euler, uniform_tweedie
 from diffsample.discrete.scored import best_first, confidence, entropy_bounded, margin, negative_entropy, threshold
 from diffsample.discrete.uniform import leave_one_out_step, posterior_step, uniform_ancestral
 from diffsample.discrete.windows import sliding_windows
@@ -145,4 +146,6 @@ __all__ = [
     "threshold",
     "trapezoidal",
     "uniform_ancestral",
+    "uniform_euler",
+    "uniform_tweedie",
 ]

@@ -131,11 +131,7 @@ def euler(schedule: Schedule, times: Any) -> Grid:
     >>> np.round(euler(LogLinear(), [1.0, 0.75, 0.5, 0.0]).rho, 4).tolist()
     [0.25, 0.333..., 1.0]
     """
-    t = np.asarray(times, np.float64)
-    if t.ndim != 1 or len(t) < 2 or not (np.diff(t) < 0).all():
-        raise ValueError(f"times must fall, got {t.tolist()}")
-    with jax.enable_x64(True):
-        slope = np.asarray(jax.vmap(jax.grad(schedule.alpha))(jnp.asarray(t[:-1], float)))
+    t, slope = rates(schedule, times)
     rate = -slope / (1.0 - np.asarray(schedule.alpha(t[:-1])))
     rho = np.minimum(-np.diff(t) * rate, 1.0)
     rho[-1] = 1.0
@@ -197,6 +193,20 @@ def asynchronous(levels: Any, length: int, *, most: int | None = None) -> Asynch
         raise ValueError(f"most={most} must be at least 1")
     updates = length if most is not None else min(length, len(m) - 1)
     return Asynchronous(jnp.asarray(m, float), jnp.arange(updates, dtype=jnp.int32), most or length, length)
+
+
+def rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(falling times [N + 1], alpha'(t) at all but the last [N]), in float64.
+
+    Raises:
+        ValueError: times that do not fall.
+    """
+    t = np.asarray(times, np.float64)
+    if t.ndim != 1 or len(t) < 2 or not (np.diff(t) < 0).all():
+        raise ValueError(f"times must fall, got {t.tolist()}")
+    with jax.enable_x64(True):
+        slope = np.asarray(jax.vmap(jax.grad(schedule.alpha))(jnp.asarray(t[:-1], float)))
+    return t, slope
 
 
 def _rho(m: np.ndarray) -> np.ndarray:

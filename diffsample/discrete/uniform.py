@@ -59,18 +59,18 @@ class UniformAncestral(TokenSampler):
 
     model: MaskedModel
     step_law: Any
-    alpha_t: Array  # [N + 1]; row j moves from alpha_t to alpha_s, row 0 only calls
-    alpha_s: Array
+    numbers: tuple[Array, ...]  # [N + 1] each: what the step law is given of each row; row 0 only calls
+    clock: Array  # [N + 1] noise probability after each row
     categorical: Categorical = static(default=inverse_cdf)
 
     @property
     def steps(self) -> PyTree:
-        return self.alpha_t, self.alpha_s, jnp.arange(self.alpha_t.shape[0])
+        return self.numbers, self.clock, jnp.arange(self.clock.shape[0])
 
     @property
     def nfe(self) -> int:
         """One call a step."""
-        return (self.alpha_t.shape[0] - 1) * self.model.evaluations
+        return (self.clock.shape[0] - 1) * self.model.evaluations
 
     @property
     def done(self) -> None:
@@ -94,13 +94,13 @@ class UniformAncestral(TokenSampler):
 
     def step(self, keys: Array | Draws, state: Noisy, step: PyTree, cond: PyTree) -> Noisy:
         """Every token from the reverse step, then a call at the new noise."""
-        alpha_t, alpha_s, number = step
-        law = self.step_law(jnp.exp(mend(state.log_p)), state.x, alpha_t, alpha_s)
+        numbers, noise, number = step
+        law = self.step_law(jnp.exp(mend(state.log_p)), state.x, *numbers)
         valid = jnp.broadcast_to(number > 0, state.x.shape)
         drawn = as_draws(keys, self.categorical).at(WHAT).tokens(jnp.log(law), valid)
         x = jnp.where(number > 0, drawn.astype(state.x.dtype), state.x)
-        more = alpha_s < 1  # a clean sequence needs no call
-        clock = jnp.full(x.shape[0], 1 - alpha_s)
+        more = noise > 0  # a clean sequence needs no call
+        clock = jnp.full(x.shape[0], noise)
         log_p = jax.lax.cond(more, lambda: self._laws(x, clock, cond), lambda: state.log_p)
         fault = first_bad(broken(log_p) & more, state.fault)
         calls = state.calls + more * jnp.int32(self.model.evaluations)
@@ -157,7 +157,8 @@ def uniform_ancestral(
         model: a `MaskedModel` whose mask never occurs (mask_id = vocab); its time is that of 1 - alpha.
         levels: [N + 1] falling noise probabilities 1 - alpha from 1 to 0, `discrete.levels(schedule, N)`.
         step_law: `leave_one_out_step` where the network's law is trained inside the reverse step (UDLM),
-            `posterior_step` where it predicts the clean token from all noisy ones.
+            `posterior_step` where it predicts the clean token from all noisy ones. For concrete scores (SEDD) there are
+            `uniform_tweedie` and `uniform_euler`.
         categorical: how tokens are drawn.
 
     Raises:
@@ -176,4 +177,4 @@ def uniform_ancestral(
     if (after[1:] <= 0).any():
         raise ValueError(f"levels must fall below 1 after the first, got {np.asarray(levels).tolist()}")
     alphas = jnp.asarray(before, float), jnp.asarray(after, float)
-    return UniformAncestral(model, as_leaves(step_law), *alphas, categorical)
+    return UniformAncestral(model, as_leaves(step_law), alphas, jnp.asarray(1 - alpha, float), categorical)
