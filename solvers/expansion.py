@@ -16,10 +16,11 @@ import jax.numpy as jnp
 
 from diffsample.process import Level
 from diffsample.solvers.decisions import Derivative, Relaxation
-from diffsample.solvers.exponential import DATA, NOISE, Form, phi
+from diffsample.solvers.exponential import DATA, NOISE, Form
 from diffsample.solvers.moves import decay, gain
 
-TERMS = 20  # of the series of phi, for arguments below 1
+TERMS = 18  # of the series of phi, for arguments below 1
+INVERSE = [1.0 / factorial(k) for k in range(30)]
 
 
 class Step(NamedTuple):
@@ -67,8 +68,10 @@ class Plain(NamedTuple):
             z = self.sign * distance(s, t)
         else:
             carry, total, z, _ = self.form.move(s, t)
-        ratios = (phi_ratio(k, z) for k in range(1, count)) if isinstance(z, jax.Array) or abs(z) < inf else ()
-        return Step(carry, total, z, (1.0, *ratios))
+        if count == 1 or (not isinstance(z, jax.Array) and abs(z) == inf):
+            return Step(carry, total, z, (1.0,))
+        first, *others = phis(count, z)
+        return Step(carry, total, z, (1.0, *(value / first for value in others)))
 
     def gauge(self, s: Level, level: Level) -> float:
         return 1.0
@@ -95,11 +98,19 @@ def place_of(level: Level, s: Level, h: Any, after: bool) -> Any:
     return away / h if after else -inf if not isinstance(away, jax.Array) and away == inf else -away / h
 
 
-def phi_ratio(k: int, z: Any) -> Any:
-    """phi_{k+1}(z) / phi_1(z)."""
-    if not isinstance(z, jax.Array):
-        return phi(k + 1, z) / phi(1, z)
-    return _traced_phi(k + 1, z) / _traced_phi(1, z)
+def phis(count: int, z: Any) -> list[Any]:
+    """phi_1(z), ..., phi_count(z), with phi_k(z) = sum_j z^j / (j + k)!; from the series of the last where z is small.
+
+    >>> phis(2, 0.0)
+    [1.0, 0.5]
+    """
+    if isinstance(z, jax.Array):
+        small = jnp.abs(z) < 1
+        pairs = zip(
+            _by_series(count, jnp.where(small, z, 0.0)), _by_recurrence(count, jnp.where(small, 1.0, z)), strict=True
+        )
+        return [jnp.where(small, near, far) for near, far in pairs]
+    return _by_series(count, z) if abs(z) < 1 else _by_recurrence(count, z)
 
 
 def estimate(places: Sequence[Any], k: int) -> list[Any]:
@@ -150,15 +161,14 @@ def relaxed(relaxation: Relaxation | None, z: Any, h: Any, gamma: Any = None) ->
         return 1.0
     if relaxation.kind == "linear":
         return 1 + (relaxation.gamma if gamma is None else gamma) * h**relaxation.power
-    e = jnp.expm1(z) if isinstance(z, jax.Array) else expm1(z)
-    rest = z**2 * phi_two(z)  # exp(z) - 1 - z
-    scales = {"bh1": z**2 / (2 * rest), "bh2": z * e / (2 * rest), "half_exp": 1 + e / 2, "minus_half_exp": 1 - e / 2}
+    first, second = phis(2, z)  # (exp(z) - 1) / z, (exp(z) - 1 - z) / z^2
+    scales = {
+        "bh1": 1 / (2 * second),
+        "bh2": first / (2 * second),
+        "half_exp": 1 + z * first / 2,
+        "minus_half_exp": 1 - z * first / 2,
+    }
     return scales[relaxation.kind]
-
-
-def phi_two(z: Any) -> Any:
-    """phi_2(z) = (exp(z) - 1 - z) / z^2."""
-    return _traced_phi(2, z) if isinstance(z, jax.Array) else phi(2, z)
 
 
 def _symmetric(values: Sequence[Any], degree: int) -> Any:
@@ -170,13 +180,18 @@ def _symmetric(values: Sequence[Any], degree: int) -> Any:
     return table[degree]
 
 
-def _traced_phi(k: int, z: jax.Array) -> jax.Array:
-    small = jnp.abs(z) < 1
-    near, far = jnp.where(small, z, 0.0), jnp.where(small, 1.0, z)
-    series = jnp.zeros_like(near)
+def _by_series(count: int, z: Any) -> list[Any]:
+    last = 0.0 * z
     for j in reversed(range(TERMS)):
-        series = series * near + 1.0 / factorial(j + k)
-    value = jnp.exp(far)
-    for j in range(k):
-        value = (value - 1 / factorial(j)) / far
-    return jnp.where(small, series, value)
+        last = last * z + INVERSE[j + count]
+    found = [last]
+    for k in reversed(range(1, count)):
+        found.insert(0, z * found[0] + INVERSE[k])
+    return found
+
+
+def _by_recurrence(count: int, z: Any) -> list[Any]:
+    found = [jnp.expm1(z) / z if isinstance(z, jax.Array) else expm1(z) / z]
+    for k in range(1, count):
+        found.append((found[-1] - INVERSE[k]) / z)
+    return found

@@ -76,16 +76,19 @@ def _formula_order(
         found = min(found, k if len(points) < k else len(points) + 1)
         if relaxation is not None and (relaxation.kind != "linear" or relaxation.gamma):
             found = min(found, k + (relaxation.power if relaxation.kind == "linear" else 1))
-    if order > 1 and not any(relaxations) and _moment_met(levels, i, start, derivatives, h, found):
-        found += 1
     used = {i + 1 + point for derivative in derivatives for point in derivative.points} & set(inner)
+    if used and not any(relaxations) and _moment_met(levels, i, start, derivatives, h, found):
+        found += 1
     return min([found, *(inner[level] + 1 for level in used)])
 
 
 def _moment_met(
     levels: Sequence[Level], i: int, start: int, derivatives: Sequence[Derivative], h: float, moment: int
 ) -> bool:
-    """Whether the weights of small steps meet one moment more than they are made to (Radau's 2/3, for one)."""
+    """Whether the weights of small steps meet one moment more than they are made to (Radau's 2/3, for one).
+
+    It takes a point strictly inside the step: otherwise the product of distances to the points keeps one sign there.
+    """
     flat = Step(1.0, 1.0, 0.0, tuple(1 / factorial(k + 1) for k in range(len(derivatives) + 1)))
     _, weights = weigh(flat, derivatives, lambda point: _place(levels, i, start, point, h), lambda k: 1.0)
     value = sum(w * _place(levels, i, start, point, h) ** moment for point, w in weights.items())
