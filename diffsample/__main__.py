@@ -2,8 +2,8 @@
 
 `python -m diffsample [options]` makes one picture, with timing and quality; `python -m diffsample compare [options]`
 measures quality against network calls, solver by solver; `python -m diffsample sweep FILE` does so over any grid of
-hyperparameters; `python -m diffsample --particles K --reward NAME` steers;
-`python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder, and
+hyperparameters; `python -m diffsample search` finds a solver schedule; `python -m diffsample --particles K --reward
+NAME` steers; `python -m diffsample --model digit-tokens` samples the digits as tokens, by any masked decoder, and
 `python -m diffsample compare --model digit-tokens` compares the decoders.
 """
 
@@ -35,6 +35,7 @@ from diffsample.command import (
 )
 from diffsample.compiles import count_compiles
 from diffsample.nets import digits
+from diffsample.schedule_files import SHIPPED, schedule_table
 
 WORDS = ("sample", "compare", "search", "sweep")  # commands that are named by the first argument
 COLUMNS = 10  # samples of each class in the picture
@@ -85,7 +86,7 @@ def named(command: str, model: str) -> str:
 def sample_parser() -> argparse.ArgumentParser:
     """Options of `python -m diffsample`."""
     what = (
-        "sample the shipped digits; `compare --help`, `sweep --help`, `--particles 64 --help` and "
+        "sample the shipped digits; `compare --help`, `search --help`, `sweep --help`, `--particles 64 --help` and "
         "`--model digit-tokens --help` show the other commands"
     )
     parser = common_parser(what, "sample")
@@ -108,7 +109,9 @@ def compare_parser() -> argparse.ArgumentParser:
         "compare solvers at equal network calls, from the same noise, in one compiled program", "compare"
     )
     what = "methods, each with its defaults"
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(COMPARED), help=default_of(what))
+    parser.add_argument(
+        "--solvers", nargs="+", choices=[*SOLVERS, SHIPPED], default=list(COMPARED), help=default_of(what)
+    )
     budgets, what = [5, 8, 10, 15, 20, 40], "network calls; a method of two calls a step takes the most steps that fit"
     parser.add_argument("--calls", nargs="+", type=int, default=budgets, help=default_of(what))
     return parser
@@ -126,6 +129,8 @@ def plan_compare(options: argparse.Namespace) -> Callable[[], None]:
     setting = setting_of(options)
 
     def build(solver: str, steps: int) -> ds.Tableau:
+        if solver == SHIPPED:  # with times of its own
+            return schedule_table(solver, setting.process, steps)[1]
         return SOLVERS[solver](setting.process, grid_between(options, setting.process, steps))
 
     tableaus = {s: [demo.most_steps(partial(build, s), c) for c in options.calls] for s in options.solvers}

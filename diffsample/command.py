@@ -20,9 +20,18 @@ import diffsample as ds
 from diffsample import demo, plot
 from diffsample.choices import FIXED_GRIDS, GRIDS, GUIDANCE, PROCESSES, RULE_OPTIONS, SOLVERS
 from diffsample.nets import digits
+from diffsample.schedule_files import (
+    SHIPPED,
+    TRAINED,
+    USUAL_CALLS,
+    is_schedule,
+    refuse_beside_schedule,
+    schedule_table,
+    solver_name,
+)
 
-TRAINED = (0.002, 160.0)  # sigma / alpha that the network has seen
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.05  # the pixels have steps of 0.125, so less noise is of no use
+USUAL_GRID = "logsnr"
 
 
 class Setting(NamedTuple):
@@ -46,7 +55,7 @@ def common_parser(what: str, command: str) -> argparse.ArgumentParser:
     parser = model_parser(what, command)
     grids = [*GRIDS, *FIXED_GRIDS]
     what = "time grid; leading, linspace and trailing need --process betas"
-    parser.add_argument("--grid", choices=grids, default="logsnr", help=default_of(what))
+    parser.add_argument("--grid", choices=grids, default=USUAL_GRID, help=default_of(what))
     parser.add_argument("--sigma-max", type=number, help=f"noise / signal at the start (default: {SIGMA_MAX:g})")
     parser.add_argument("--sigma-min", type=number, help=f"the same before the last step (default: {SIGMA_MIN:g})")
     out = Path("digits.png" if command == "sample" else f"{command}.png")
@@ -119,17 +128,32 @@ def time_at(process: ds.Process, sigma: float) -> float:
 
 def add_solver(parser: argparse.ArgumentParser, default: str, steps: int) -> None:
     """The options that `table_of` reads."""
-    parser.add_argument("--solver", choices=SOLVERS, default=default, help=default_of("numerical method"))
-    parser.add_argument("--steps", type=int, default=steps, help=default_of("steps of the grid"))
+    what = f"numerical method: {', '.join(SOLVERS)}; {SHIPPED}, the model's own schedules; or FILE.json, a schedule"
+    parser.add_argument("--solver", type=solver_name(SOLVERS), default=default, help=default_of(what))
+    what = f"steps of the grid, network calls of {SHIPPED} (default: {steps}, of {SHIPPED} {USUAL_CALLS})"
+    parser.add_argument("--steps", type=int, help=what)
+    parser.set_defaults(usual_steps=steps)
     for name, (kind, what) in SOLVER_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=applies(what, name, SOLVERS))
 
 
 def table_of(options: argparse.Namespace, process: ds.Process) -> tuple[ds.Grid, ds.Tableau]:
     """The grid and the solver on it."""
-    grid = grid_between(options, process, options.steps)
+    if is_schedule(options.solver):
+        return _scheduled(options, process)
+    grid = grid_between(options, process, options.usual_steps if options.steps is None else options.steps)
     build = partial(SOLVERS[options.solver], process, grid)
     return grid, call_with(build, options, list(SOLVER_OPTIONS), "solver", SOLVERS)
+
+
+def _scheduled(options: argparse.Namespace, process: ds.Process) -> tuple[ds.Grid, ds.Tableau]:
+    """The times and the table of a schedule; from now on the grid's name says so."""
+    given = {name: getattr(options, name) for name in (*SOLVER_OPTIONS, "sigma_max", "sigma_min")}
+    given["grid"] = None if options.grid == USUAL_GRID else options.grid
+    given["steps"] = None if options.solver == SHIPPED else options.steps
+    refuse_beside_schedule(options.solver, given)
+    options.grid = "its own"
+    return schedule_table(options.solver, process, options.steps)
 
 
 def call_with(

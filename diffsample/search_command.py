@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     what = "what is made small: the distance to an accurate run from the same noise, or the Frechet distance"
     add("--objective", choices=["reference", "frechet"], default="reference", help=default_of(what))
     add("--samples", type=int, default=200, help=default_of("samples that a schedule is evaluated on"))
-    add("--generations", type=int, default=16, help=default_of("batches evaluated"))
+    add("--generations", type=int, default=14, help=default_of("batches evaluated"))
     add("--batch", type=int, default=32, help=default_of("schedules in a batch"))
     add("--no-predictor", action="store_true", help="evolve by true values alone")
     add("--checkpoint", type=Path, help="directory to resume from, written after every generation (default: none)")
@@ -86,15 +86,28 @@ def run(options: argparse.Namespace, setting: Setting) -> None:
     key, begun = jax.random.key(options.seed), time.perf_counter()
     size = f"{options.generations} generations of {options.batch} schedules, {options.samples} samples each"
     print(f"{versions()}\nsearch            {options.calls} calls, {size}, objective {options.objective}", flush=True)
-    population = population_of(setting, options.labels, key, options.samples, options.objective)
 
     def report(step: search.Progress) -> None:
         tau = "" if np.isnan(step.tau) else f", tau of the predictor {step.tau:.2f}"
         print(f"generation {step.generation:6d} best {step.best:.5f}{tau}", flush=True)
 
-    found = search.search(
+    found = find(options, setting, report)
+    found.best.save(options.out)
+    spent = time.perf_counter() - begun
+    evaluated = f"{len(found.history.values)} schedules in {spent:.0f} s"
+    print(f"found             {options.out}, {evaluated}\n{found.best.to_json()}")
+    print(f"on other noise    {'Frechet':>9}   class agreement, {len(setting.labels)} samples", flush=True)
+    for row in judged(setting, held_out(key), options.calls, {"found": found.best}):
+        print(f"{row.name:26}{row.frechet:.4f}   {row.agreement:7.1%}")
+    print(f"{'perfect samples':26}{demo.frechet_floor(setting.labels, setting.judge):.4f}")
+
+
+def find(options: argparse.Namespace, setting: Setting, report: Callable[[search.Progress], None]) -> search.Found:
+    """The search that the options ask for."""
+    key = jax.random.key(options.seed)
+    return search.search(
         key,
-        population,
+        population_of(setting, options.labels, key, options.samples, options.objective),
         options.calls,
         space=space_of(setting.process),
         start=known_schedules(setting.process, options.calls),
@@ -104,14 +117,6 @@ def run(options: argparse.Namespace, setting: Setting) -> None:
         progress=options.progress,
         report=report,
     )
-    found.best.save(options.out)
-    spent = time.perf_counter() - begun
-    evaluated = f"{len(found.history.values)} schedules in {spent:.0f} s"
-    print(f"found             {options.out}, {evaluated}\n{found.best.to_json()}")
-    print(f"on other noise    {'Frechet':>9}   class agreement, {len(setting.labels)} samples", flush=True)
-    for row in judged(setting, held_out(key), options.calls, {"found": found.best}):
-        print(f"{row.name:26}{row.frechet:.4f}   {row.agreement:7.1%}")
-    print(f"{'perfect samples':26}{demo.frechet_floor(setting.labels, setting.judge):.4f}")
 
 
 def space_of(process: ds.Process) -> search.Space:

@@ -31,6 +31,7 @@ APPLICATIONS = (  # may use the models
     "diffsample.particle_demo",
     "diffsample.running",
     "diffsample.sampler_catalogue",
+    "diffsample.schedule_files",
     "diffsample.search_command",
     "diffsample.sweep_command",
     "diffsample.token_choices",

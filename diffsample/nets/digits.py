@@ -23,11 +23,13 @@ from jax import Array
 from diffsample.denoiser import Network
 from diffsample.nets.classifier import Classifier
 from diffsample.nets.unet import UNet
+from diffsample.solvers.decisions import Decisions
 
 PyTree: TypeAlias = Any
 
 SHAPE = (8, 8, 1)
 NULL = 10  # the label that means "no condition"
+SCHEDULED = range(4, 11)  # network calls for which a solver schedule ships
 SIGMA_DATA = 0.7520984435840296  # standard deviation of all pixels of the data
 
 
@@ -107,6 +109,24 @@ def network() -> Network:
     """
     digits = load()
     return Network(apply, digits.params, predicts="edm", sigma_data=digits.sigma_data)
+
+
+def schedule(calls: int) -> Decisions:
+    """The solver schedule found for this model at 4 to 10 network calls, in times of `VariancePreserving()`.
+
+    Found by `python -m diffsample search --calls N --generations 14`; `solvers.usf` makes a table of it.
+
+    Raises:
+        ValueError: another number of calls.
+
+    >>> schedule(5).nfe
+    5
+    """
+    folder = resources.files("diffsample.nets") / "schedules"
+    if calls not in SCHEDULED:
+        raise ValueError(f"schedules ship for {SCHEDULED[0]} to {SCHEDULED[-1]} network calls, not {calls}; "
+                         f"find another by python -m diffsample search --calls {calls}")  # fmt: skip
+    return Decisions.from_json((folder / f"digits_{calls}.json").read_text())
 
 
 @lru_cache(maxsize=2)
