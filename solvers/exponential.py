@@ -40,6 +40,7 @@ class Form(NamedTuple):
     move: Callable[[Level, Level], Move]
 
 
+INVERSE_FACTORIALS = [1 / factorial(j) for j in range(40)]
 Weigh = Callable[[Sequence[Level], Level, Level], list[float]]  # (levels of the outputs, s, t) -> weights of sum 1
 
 
@@ -67,7 +68,10 @@ def phi(k: int, z: float) -> float:
     (1.0, 1.0, 0.5)
     """
     if abs(z) < 1:
-        return sum(z**j / factorial(j + k) for j in range(20))
+        value = 0.0
+        for term in reversed(INVERSE_FACTORIALS[k : k + 20]):
+            value = value * z + term
+        return value
     value = exp(z)
     for j in range(k):
         value = (value - 1 / factorial(j)) / z

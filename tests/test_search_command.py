@@ -75,7 +75,7 @@ def test_shipped_schedule_is_the_same_on_every_process(process):
         ("--solver s3 --grid karras", "--grid does not apply to --solver s3"),
         ("--solver s3 --sigma-min 0.1", "--sigma-min does not apply to --solver s3"),
         ("--solver {file} --steps 5", "--steps does not apply to --solver"),
-        ("--solver {file} --process ve", "was it found on another process?"),
+        ("--solver {quiet}", "was it found on another process?"),
         ("--solver missing.json", "missing.json"),
         ("--solver {broken}", "not a schedule"),
         ("compare --solvers s3 --calls 5 40", "not 40"),
@@ -89,9 +89,10 @@ def test_shipped_schedule_is_the_same_on_every_process(process):
 )
 def test_what_does_not_fit_is_refused_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    file, broken = tmp_path / "a.json", tmp_path / "b.json"
+    file, quiet, broken = (tmp_path / f"{name}.json" for name in "abc")
     solvers.multistep_decisions([0.9, 0.3, 0.0]).save(file)
+    solvers.multistep_decisions([0.9, 1e-7, 0.0]).save(quiet)
     broken.write_text("{}")
-    assert main(arguments.format(file=file, broken=broken).split()) == 2
+    assert main(arguments.format(file=file, quiet=quiet, broken=broken).split()) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import starmap
 from typing import Any, TypeAlias
 
 import jax
@@ -12,17 +13,28 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffsample.denoiser import Denoiser
-from diffsample.process import Process
+from diffsample.grid import as_grid
+from diffsample.process import Level, Process
 from diffsample.sampling import sample
 from diffsample.search.objectives import as_objective
 from diffsample.solvers.decisions import Decisions
-from diffsample.solvers.scheduled import usf
+from diffsample.solvers.expansion import DATA_KIND, NOISE_KIND
+from diffsample.solvers.scheduled import assemble, usf
 from diffsample.solvers.tabular import Linear
 from diffsample.tableau import Tableau
 
 PyTree: TypeAlias = Any
 SAME_SIZE = ("store", "register", "slot", "now", "next", "index", "stage", "active", "start")  # whatever the padding
 MOST = 64  # schedules in a chunk
+
+
+def unlabelled(process: Process, schedule: Decisions) -> Tableau:
+    """What `usf` makes of a schedule, but for the label of its order, which a population has no use for."""
+    if schedule.first == "mean" or "v3" in schedule.predictions:
+        return usf(process, schedule)  # which says what is missing
+    grid = as_grid(process, schedule.times)
+    levels = list(starmap(Level, zip(*(field.tolist() for field in grid.levels), strict=True)))
+    return assemble(grid, schedule, levels, {"noise": NOISE_KIND, "data": DATA_KIND})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +51,7 @@ class Population:
         x: [B, ...] states at the schedules' first time, for example sigma times normals.
         objective: an `Objective`, or any function of the samples [B, ...] that JAX can trace.
         cond: condition, batch axis first.
-        build: (process, schedule) -> tableau; `usf` unless the schedules need the model's statistics.
+        build: (process, schedule) -> tableau; another where `usf` needs the data's mean or the model's statistics.
         chunk: schedules evaluated at a time, so many for every device; None is as many as `memory` holds.
         memory: bytes for the states of a chunk, the network's own come on top.
         registers, slots: size of the tables.
@@ -56,7 +68,7 @@ class Population:
     x: Array
     objective: Any
     cond: PyTree = None
-    build: Callable[[Process, Decisions], Tableau] = usf
+    build: Callable[[Process, Decisions], Tableau] = unlabelled
     chunk: int | None = None
     memory: float = 2**28
     registers: int = 6
