@@ -255,12 +255,18 @@ def from_published(found: Mapping[str, Any]) -> Decisions:
     accepted.
 
     Raises:
-        ValueError: a name that is not of this layout, or `skip_coefficients` other than 1.
+        TypeError: something else than a dictionary.
+        ValueError: keys or names that are not of this layout, or `skip_coefficients` other than 1.
 
     >>> from_published({"timesteps": [1.0, 0.5, 0.1], "orders": [1, 1], "afs": "zero_x0",
     ...                 "prediction_types": ["noise_prediction", "data_prediction"]}).first
     'zero'
     """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"from_published reads the dictionary of a released file, got {type(found).__name__}; a file "
+                        f"holds (dictionary, score)")  # fmt: skip
+    if not {"timesteps", "orders", "prediction_types"} <= set(found):
+        raise ValueError(f"a released schedule has timesteps, orders and prediction_types, got {sorted(found)}")
     kinds = {f"{name}_prediction": name for name in ("noise", "data")} | {"dpmsolver_v3_prediction": "v3"}
     starts = {"no_afs": "call", "zero_x0": "zero", "average_x0": "mean"}
     skips = _plain(found.get("skip_coefficients")) or ()

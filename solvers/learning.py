@@ -2,8 +2,8 @@
 
 A derivative k of an expansion of order q may be scaled by 1 + gamma h^(q - k) without loss of order, whatever gamma is,
 and times may lie anywhere: so the order conditions hold by construction and the optimiser is not constrained. The q - 1
-gammas of a step reach every set of weights of sum 1 on the outputs that it uses. The table is traced, built by the code
-that builds it on the host, so that the gradient is that of the run itself.
+gammas of a step, on derivatives from the same outputs, reach every set of weights of sum 1 on these. The table is
+traced, built by the code that builds it on the host, so that the gradient is that of the run itself.
 """
 
 import dataclasses

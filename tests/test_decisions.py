@@ -63,6 +63,10 @@ def test_released_layout_is_read():
     )  # fmt: skip
     with pytest.raises(ValueError, match="skip_coefficients"):
         from_published(found | {"skip_coefficients": [0.5]})
+    with pytest.raises(TypeError, match="got tuple; a file holds"):
+        from_published((found, 2.7))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"has timesteps, orders and prediction_types, got \['orders'\]"):
+        from_published({"orders": [1]})
     with pytest.raises(ValueError, match="'noise' is not one of"):
         from_published(found | {"prediction_types": ["noise"] * 3})
 
