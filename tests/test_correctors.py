@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diffsample as ds
-from diffsample import smc, solvers
+from diffsample import probes, smc, solvers
 from diffsample.compiles import count_compiles
 from diffsample.smc.products.master import log_kernel_ratio, master_rate, weight_rate
 
@@ -256,17 +256,44 @@ def run_to_the_last_call(fk, steps):
     return state, fk.sampler.view(state.inner).level
 
 
+def carried_error(rows, steps, **options):
+    """Root mean square error of log q carried along plain particles of q."""
+    target = smc.annealed(Q, lambda level: jnp.ones(()), mean=1.2, variance=8.0, **options)
+    fk = smc.feynman_kac(smc.start_of(solvers.linear(target, rows)), smc.corrector(target), particles=256,
+                         policy=smc.never)  # fmt: skip
+    state, level = run_to_the_last_call(fk, steps)
+    truth = Q.log_prob(state.inner.registers[0], level) + jnp.log(level.alpha)
+    return float(jnp.sqrt(jnp.mean((state.memory.log_q[:, 0] - truth) ** 2)))
+
+
 def test_log_densities_carried_along_the_path_err_as_the_root_of_the_step():
-    errors = []
-    for steps in (60, 960):
-        target = smc.annealed(Q, lambda level: jnp.ones(()), mean=1.2, variance=8.0)
-        sampler = solvers.linear(target, table(steps, large=True))
-        fk = smc.feynman_kac(smc.start_of(sampler), smc.corrector(target), particles=256, policy=smc.never)
-        state, level = run_to_the_last_call(fk, steps)
-        truth = Q.log_prob(state.inner.registers[0], level) + jnp.log(level.alpha)
-        errors.append(float(jnp.sqrt(jnp.mean((state.memory.log_q[:, 0] - truth) ** 2))))
+    errors = [carried_error(table(steps, large=True), steps) for steps in (60, 960)]
     assert 2.5 < errors[0] / errors[1] < 6.5  # 4 for 16 times the steps
     assert errors[1] < 0.16  # 0.25 at 1000 steps in specs/smc.md 2.5, without the surrogates
+
+
+def test_divergences_carry_log_densities_under_noise_of_any_rate():
+    tempered = {"order": 1, "eta": 0.5}
+    errors = [
+        carried_error(table(steps, solvers.sde_dpmpp, **tempered), steps, probes=probes.rademacher)
+        for steps in (60, 960)
+    ]
+    assert 2.5 < errors[0] / errors[1] < 6.5
+    assert errors[1] < 0.16
+
+
+def test_probes_measure_the_divergence_of_each_score(x64):
+    level, to = (jax.tree.map(jnp.asarray, VP.level(t)) for t in (0.5, 0.45))
+    laws, x = [law(3), law(4)], jax.random.normal(KEY, (3, 2))
+    _, exact = call(smc.product(laws, [1.7, 0.6], probes=probes.every_axis), x, level, to)
+    for i, q in enumerate(laws):
+        slope = jax.vmap(lambda x, q=q: jnp.trace(jax.jacobian(lambda x: q.score(x[None], level)[0])(x)))(x)
+        np.testing.assert_allclose(exact.divergence[:, i], slope * level.alpha**2, rtol=1e-10)  # in y = x / alpha
+    many = jnp.repeat(x, 4000, axis=0)
+    _, found = call(smc.product(laws, [1.7, 0.6], probes=probes.rademacher, count=2), many, level, to)
+    seen = np.asarray(found.divergence).reshape(3, 4000, 2)
+    error = seen.std(axis=1) / np.sqrt(4000)
+    assert (np.abs(seen.mean(axis=1) - np.asarray(exact.divergence)) < 4.5 * error + 1e-12).all() and error.max() > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffsample import exact
-from diffsample.exact.enumeration import _Replay
 from diffsample.smc.potentials import Transition
 from diffsample.struct import pytree
 
@@ -35,6 +34,11 @@ class Weighed:
     decoder: Any
     potential: Any
 
+    @property
+    def steps(self):
+        rows = self.decoder.steps
+        return rows, np.arange(len(jax.tree.leaves(rows)[0]))
+
     def init(self, draws, x, cond):
         inner = self.decoder.init(draws, x, cond)
         shapes = jax.eval_shape(lambda: self.potential.start(self.decoder.view(inner)))
@@ -42,9 +46,13 @@ class Weighed:
 
     def step(self, draws, state, row, cond):
         inner, log_w, memory = state
-        new = self.decoder.step(draws, inner, row, cond)
+        new = self.decoder.step(draws, inner, row[0], cond)
         before, after = self.decoder.view(inner), self.decoder.view(new)
-        log_g, memory = self.potential(Transition(before, after, _no_kernel), memory)
+        log_g, memory = jax.lax.cond(
+            row[1] == 0,  # which calls, and starts the weight
+            lambda: self.potential.start(after),
+            lambda: self.potential(Transition(before, after, _no_kernel), memory),
+        )
         return new, log_w + log_g, memory
 
 
@@ -52,34 +60,11 @@ def _no_kernel():
     raise ValueError("a decoder has no transition density")
 
 
-def _init(sampler, draws, state, row, cond):
-    return sampler.init(draws, state, cond)
-
-
-def _step(sampler, draws, state, row, cond):
-    return sampler.step(draws, state, row, cond)
-
-
-@pytree
-class FirstRow(Weighed):
-    """Row 0, which calls and starts the weight."""
-
-    def step(self, draws, state, row, cond):
-        new = self.decoder.step(draws, state[0], row, cond)
-        return new, *self.potential.start(self.decoder.view(new))
-
-
 def weighted_paths(decoder, potential, length: int = 3, cond=None):
     """(x [n, L], probability [n], log-weight [n]) of every path."""
-    every, weights = _Replay(cond, 256, 2**18), np.ones((1, 1))
-    steps = jax.tree.map(np.asarray, decoder.steps)
-    masks = jnp.full((1, length), decoder.model.mask_id, jnp.int32)
-    state, weights = every.play(_init, Weighed(decoder, potential), masks, weights, None)
-    for j in range(len(jax.tree.leaves(steps)[0])):
-        row = jax.tree.map(lambda leaf, j=j: leaf[j], steps)
-        sampler = FirstRow(decoder, potential) if j == 0 else Weighed(decoder, potential)
-        state, weights = every.play(_step, sampler, state, weights, row)
-    return np.asarray(state[0].x), weights[:, 0], np.asarray(state[1])
+    masks = np.full(length, decoder.model.mask_id)
+    (inner, log_w, _), p = exact.every_path(Weighed(decoder, potential), masks, cond)
+    return np.asarray(inner.x), p, np.asarray(log_w)
 
 
 def tilted_law(decoder, potential, length: int = 3, cond=None) -> np.ndarray:

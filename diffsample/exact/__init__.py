@@ -7,7 +7,7 @@
 from diffsample.exact.chain import ChainMixture, MarkovChain, chain_mixture, golden_chain, markov_chain
 from diffsample.exact.conditional import ClassMixture, Switch
 from diffsample.exact.covariance import Covariance
-from diffsample.exact.enumeration import OutputLaw, output_law
+from diffsample.exact.enumeration import OutputLaw, every_path, output_law
 from diffsample.exact.gaussian import Gaussian, PointMass
 from diffsample.exact.hmm import HiddenMarkov, by_associative_scan, by_scan, hidden_markov
 from diffsample.exact.host import run_on_host
@@ -29,6 +29,7 @@ __all__ = [
     "by_associative_scan",
     "by_scan",
     "chain_mixture",
+    "every_path",
     "golden_chain",
     "hidden_markov",
     "markov_chain",

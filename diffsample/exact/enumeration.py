@@ -65,12 +65,9 @@ def output_law(
     >>> round(law.total_variation(chain.log_prob), 6), round(law.calls, 6)
     (0.0, 2.0)
     """
-    start = jnp.asarray(np.asarray(x, np.int32)[None])
-    steps = jax.tree.map(np.asarray, sampler.steps)
     every = _Replay(cond, rows, limit)
-    state, weights = every.play(_init, sampler, start, np.array([[1.0, 0.0]]), None)
-    for j in range(len(jax.tree.leaves(steps)[0])):
-        row = jax.tree.map(lambda leaf, j=j: leaf[j], steps)
+    state, weights = every.play(_init, sampler, _start(x), np.array([[1.0, 0.0]]), None)
+    for j, row in enumerate(_rows(sampler)):
         state, weights = every.play(_step, sampler, state, weights, row)
         weights[:, 1] += weights[:, 0] * np.asarray(state.calls)
         state, weights = _merge(state._replace(calls=np.zeros_like(state.calls)), weights)
@@ -78,6 +75,38 @@ def output_law(
             break
     sequences, index = np.unique(np.asarray(state.x), axis=0, return_inverse=True)
     return OutputLaw(sequences, np.bincount(index.ravel(), weights[:, 0]), float(weights[:, 1].sum()))
+
+
+def every_path(
+    sampler: Any, x: np.ndarray | Array, cond: PyTree = None, *, rows: int = 256, limit: int = 2**18
+) -> tuple[PyTree, np.ndarray]:
+    """Every way a sampler can go from one starting sequence: its final states and their probabilities, none merged.
+
+    For what depends on the path, such as the weights that a sampler carries in its state (`tests/token_paths.py`).
+
+    Args:
+        sampler: anything with `steps`, `init(draws, x, cond)` and `step(draws, state, row, cond)` that asks a
+            `diffsample.discrete` `Draws` for all that is random.
+        x, cond, rows, limit: as for `output_law`.
+
+    Returns:
+        (state after the last row with the paths as first axis, on the host; probabilities, float64 [n]).
+
+    Raises:
+        ValueError: more than `limit` outcomes at once.
+
+    >>> from diffsample import discrete
+    >>> from diffsample.exact import every_path, markov_chain
+    >>> chain = markov_chain([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], 2)
+    >>> state, p = every_path(discrete.Decoder(chain.model(), discrete.given_order([0, 1])), np.array([2, 2]))
+    >>> state.x.tolist(), p.round(3).tolist()
+    ([[0, 0], [0, 1], [1, 0], [1, 1]], [0.45, 0.05, 0.1, 0.4])
+    """
+    every = _Replay(cond, rows, limit)
+    state, weights = every.play(_init, sampler, _start(x), np.ones((1, 1)), None)
+    for row in _rows(sampler):
+        state, weights = every.play(_step, sampler, state, weights, row)
+    return state, weights[:, 0]
 
 
 class Site(NamedTuple):
@@ -140,6 +169,15 @@ class Script:
 def _survived(hazard: Array) -> Array:
     """exp(-hazard), and nothing where the hazard is certain to have struck."""
     return jnp.where(hazard > CERTAIN * (1 - 1e-6), 0.0, jnp.exp(-hazard))
+
+
+def _start(x: np.ndarray | Array) -> Array:
+    return jnp.asarray(np.asarray(x, np.int32)[None])
+
+
+def _rows(sampler: Any) -> list[PyTree]:
+    steps = jax.tree.map(np.asarray, sampler.steps)
+    return [jax.tree.map(lambda leaf, j=j: leaf[j], steps) for j in range(len(jax.tree.leaves(steps)[0]))]
 
 
 def _init(sampler: Any, draws: Script, state: Array, row: None, cond: PyTree) -> PyTree:

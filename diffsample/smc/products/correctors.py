@@ -72,7 +72,7 @@ class Corrector(Potential):
             raise ValueError(f"{table.about.name} keeps {table.registers} registers and {table.slots} past outputs, so "
                              f"that the gauge's share of a move is unknown: use a one-step method such as ddpm, or "
                              f"gauge=0.0")  # fmt: skip
-        if self.tracks and self.log_density is None:
+        if self.tracks and self.log_density is None and target.probes is None:
             _refuse_other_noise(sampler)
 
     def start(self, view: View) -> tuple[Array, Tracked]:
@@ -116,16 +116,22 @@ class Corrector(Potential):
         return self.log_density(x, level) + size * scale
 
     def _climbed(self, move: Move, x: Array, level: Level) -> Array:
-        """How log q_i [B, E] changes along the move: s . dy - |s|^2 du / 2 (target score needs no divergence).
+        """How log q_i [B, E] changes along the move: s . dy - |s|^2 du / 2 + div s (drawn variance - du) / 2.
 
-        The rule misses dy' H dy / 2 less its mean, H the Hessian: a spread of the order of the step. So it is applied
-        to the ratio of each expert to its surrogate, whose own change is known exactly.
+        Target score draws du, so that it needs no divergence; elsewhere the product's probes give it. The rule misses
+        dy' H dy / 2 less its mean, H the Hessian: a spread of the order of the step. So it is applied to the ratio of
+        each expert to its surrogate, whose own change is known exactly.
         """
         before = move.before
         scores, guesses = jnp.moveaxis(_scores(move), 0, 1), self.surrogates.scores(before.x, before.level)
         change = (scores - guesses) * move.step[:, None] - 0.5 * move.gap[:, None] * (scores**2 - guesses**2)
+        change = change.reshape(*change.shape[:2], -1).sum(axis=-1)
+        if move.memory.divergence is not None:
+            excess = _flat((expand(before.std, move.step) / move.alpha) ** 2 - move.gap)[:, None]
+            away = move.memory.divergence - self.surrogates.divergences(before.x, before.level)
+            change = change + 0.5 * excess * away
         exact = self.surrogates.log_each(x, level) - self.surrogates.log_each(before.x, before.level)
-        return exact + change.reshape(*change.shape[:2], -1).sum(axis=-1)
+        return exact + change
 
 
 def corrector(target: Product, *, log_density: Any = None) -> Corrector:
@@ -137,13 +143,14 @@ def corrector(target: Product, *, log_density: Any = None) -> Corrector:
 
     Args:
         target: the product that the sampler drives. A change of its exponents with the level is weighed by log q_i,
-            carried along the particles' own moves (specs/smc.md 2.5); that needs target-score noise (rate 1).
+            carried along the particles' own moves (specs/smc.md 2.5); that needs target-score noise (rate 1), or a
+            product with `probes`.
         log_density: (x, level) -> [B, E], where the experts' densities at every level are known: the start is then
             exact, and so is the weight of changing exponents under any noise.
 
     Raises:
         ValueError: from `feynman_kac`: a sampler whose denoiser is no product; a table with a history while the gauge
-            is on; changing exponents without densities under noise other than target score.
+            is on; changing exponents without densities or probes under noise other than target score.
 
     Reference: Skreta et al. 2025, arXiv 2503.02819.
 
@@ -319,5 +326,5 @@ def _refuse_other_noise(sampler: Any) -> None:
     if not same.all():
         raise ValueError(
             f"exponents that change need the experts' log-densities, and {sampler.tableau.about.name} does not draw "
-            f"target-score noise (row {int(np.argmin(same))}): use ddpm, or give log_density"
+            f"target-score noise (row {int(np.argmin(same))}): use ddpm, give log_density, or the product probes"
         )

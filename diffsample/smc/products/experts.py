@@ -8,18 +8,23 @@ samples the product. What the weights need is kept in memory, so that they call 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
+from diffsample.probes import Probes
 from diffsample.process import Level, Process
+from diffsample.sampler import fold
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.products.gauge import Matched, lowest_precision, matched, square_noise
 from diffsample.smc.products.master import total, weight_rate
-from diffsample.struct import pytree
+from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 from diffsample.wrapping import fixed
+
+PROBE_STREAM = 2**28  # beside the streams of denoisers, resampling and candidates
 
 
 class Experts(NamedTuple):
@@ -32,6 +37,7 @@ class Experts(NamedTuple):
     coming: Array  # [E] at the level that the step leads to
     next: Level  # that level, fields [B]
     inner: tuple[PyTree, ...]  # the experts' own memories
+    divergence: Array | None = None  # [B, E] of the experts' scores in y, where the product has probes
 
 
 @pytree
@@ -43,6 +49,8 @@ class Product(Denoiser):
     means: Any  # [E, *event] or [E], of the experts' data
     variances: Any
     gauge: Any
+    probes: Probes | None = static(default=None)
+    count: int = static(default=1)
 
     @property
     def evaluations(self) -> int:
@@ -51,7 +59,8 @@ class Product(Denoiser):
 
     @property
     def vjps(self) -> int:
-        return sum(expert.vjps for expert in self.experts)
+        """Those of all experts; with probes, one Jacobian-vector product a probe besides."""
+        return sum(expert.vjps for expert in self.experts) + (self.count * self.evaluations if self.probes else 0)
 
     @property
     def coupled(self) -> bool:
@@ -72,11 +81,13 @@ class Product(Denoiser):
         kept = jnp.zeros((x.shape[0], count, *x.shape[1:]), x.dtype)
         exponents = jnp.zeros(count, x.dtype)
         level = Level(zero, zero, zero)
-        return Experts(kept, zero, zero, exponents, exponents, level, tuple(e.init(x) for e in self.experts))
+        inner = tuple(expert.init(x) for expert in self.experts)
+        divergence = jnp.zeros((x.shape[0], count), x.dtype) if self.probes else None
+        return Experts(kept, zero, zero, exponents, exponents, level, inner, divergence)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Experts) -> tuple[Prediction, Experts]:
-        calls = [e(x, at, cond, own) for e, own in zip(self.experts, state.inner, strict=True)]
-        x0, eps = (jnp.stack(parts) for parts in zip(*(prediction for prediction, _ in calls), strict=True))
+        calls = [self._call(e, x, at, cond, own) for e, own in zip(self.experts, state.inner, strict=True)]
+        x0, eps = (jnp.stack(parts) for parts in zip(*(prediction for prediction, *_ in calls), strict=True))
         exponents, coming = self.at(at.now, x), self.at(at.next, x)
         noise, y = jnp.sqrt(square_noise(at.now, x)), x / expand(at.now.alpha, x)
         law = self.matched(x, at.now)
@@ -90,10 +101,27 @@ class Product(Denoiser):
             exponents=exponents,
             coming=coming,
             next=Level(*(jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape[:1]) for v in at.next)),
-            inner=tuple(own for _, own in calls),
+            inner=tuple(own for _, own, _ in calls),
+            divergence=jnp.stack([trace for *_, trace in calls], axis=1) if self.probes else None,
         )
         clean = jnp.tensordot(exponents, x0, 1) + (1 - exponents.sum()) * y + noise**2 * push
         return Prediction(clean, -noise * (S + push)), memory
+
+    def _call(self, expert: Denoiser, x: Array, at: Point, cond: PyTree, own: PyTree) -> tuple:
+        """(prediction, memory, divergence [B] of the score in y = x / alpha, where it is asked for)."""
+        probes = self.probes
+        if probes is None:
+            return *expert(x, at, cond, own), None
+
+        def predicted(x: Array) -> tuple[Array, tuple[Prediction, PyTree]]:
+            prediction, memory = expert(x, at, cond, own)
+            return prediction.x0, (prediction, memory)
+
+        _, push, kept = jax.linearize(predicted, x, has_aux=True)
+        directions = jax.vmap(lambda key, x: probes(key, x, self.count), out_axes=1)(fold(at.keys, PROBE_STREAM), x)
+        trace = jax.lax.map(lambda v: total(v * push(v)), directions).mean(axis=0)
+        noise = square_noise(at.now, x).reshape(-1)
+        return *kept, (jnp.asarray(at.now.alpha, x.dtype) * trace - x[0].size) / noise
 
     def at(self, level: Level, x: Array) -> Array:
         """The exponents [E] at a level."""
@@ -124,7 +152,14 @@ class Product(Denoiser):
 
 
 def product(
-    experts: Sequence[Denoiser], exponents: Any, *, means: Any = 0.0, variances: Any = 1.0, gauge: Any = 1.0
+    experts: Sequence[Denoiser],
+    exponents: Any,
+    *,
+    means: Any = 0.0,
+    variances: Any = 1.0,
+    gauge: Any = 1.0,
+    probes: Probes | None = None,
+    count: int = 1,
 ) -> Product:
     """Product of experts: the law prod_i q_i^beta_i / Z of several networks, or of one under several conditions.
 
@@ -140,6 +175,9 @@ def product(
             gauge, the start and the check of the target are made from. An EDM network: sigma_data^2.
         gauge: share of the matched gauge (see `smc.gauge`), a leaf: 1 on, 0 off. At noise rate g (1 / beta for
             tempered noise) 2 / (1 + g) matches fully.
+        probes: for exponents that change under noise of another rate than 1, whose log q_i needs the divergence of the
+            scores: `probes.rademacher` (Hutchinson's estimate), `probes.every_axis` (the trace itself, d products), or
+            another of `diffsample.probes`. count: random probes a call, a Jacobian-vector product each.
 
     Raises:
         ValueError: lengths that do not fit, or a variance that is not positive. From `solvers.linear`: exponents whose
@@ -162,23 +200,36 @@ def product(
     means, variances = (_per_expert(v, len(experts), n) for v, n in ((means, "means"), (variances, "variances")))
     if is_concrete(variances) and not (np.asarray(variances) > 0).all():
         raise ValueError(f"variances={variances} must be positive")
-    return Product(experts, as_pytree(exponents) if callable(exponents) else exponents, means, variances, gauge)
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1 probe")
+    exponents = as_pytree(exponents) if callable(exponents) else exponents
+    return Product(experts, exponents, means, variances, gauge, probes, count)
 
 
-def annealed(denoiser: Denoiser, beta: Any, *, mean: Any = 0.0, variance: Any = 1.0, gauge: Any = 1.0) -> Product:
+def annealed(
+    denoiser: Denoiser,
+    beta: Any,
+    *,
+    mean: Any = 0.0,
+    variance: Any = 1.0,
+    gauge: Any = 1.0,
+    probes: Probes | None = None,
+    count: int = 1,
+) -> Product:
     """The annealed law q^beta / Z: beta = 1 / temperature of a network's law; one call of it a call.
 
     Args:
         denoiser: whose law.
         beta: positive number, or a function of the `Level`.
-        mean, variance: of the data, one number or [*event]. gauge: as for `product`.
+        mean, variance: of the data, one number or [*event]. gauge, probes, count: as for `product`.
 
     >>> import diffsample as ds
     >>> annealed(ds.exact.Gaussian(0.0, 1.0), 2.0).evaluations
     1
     """
     exponents = _Listed(as_pytree(beta)) if callable(beta) else _lead(beta)
-    return product([denoiser], exponents, means=_lead(mean), variances=_lead(variance), gauge=gauge)
+    moments = {"means": _lead(mean), "variances": _lead(variance)}
+    return product([denoiser], exponents, gauge=gauge, probes=probes, count=count, **moments)
 
 
 def guided(

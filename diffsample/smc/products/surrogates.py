@@ -34,6 +34,12 @@ class Surrogates:
         spreads = per_expert(self.variances, x) + square_noise(level, x)[None]
         return jnp.moveaxis((per_expert(self.means, x) - y) / spreads, 0, 1)
 
+    def divergences(self, x: Array, level: Level) -> Array:
+        """Of those scores, [B or 1, E]."""
+        spreads = per_expert(self.variances, x) + square_noise(level, x)[None]
+        each = jnp.broadcast_to(-1 / spreads, (*spreads.shape[:2], *x.shape[1:]))
+        return each.reshape(*each.shape[:2], -1).sum(axis=-1).T
+
     def log_normaliser(self, exponents: Array, x: Array, level: Level) -> Array:
         """log of the integral of the product over y, [B]: its largest value times that of a Gaussian of its width."""
         law = self.product(exponents, x, level)
