@@ -46,6 +46,16 @@ def test_traced_tables_are_those_of_the_host(name, x64):
                                run_table(usf(VP, KINDS[name]), mixture_x0, START), atol=1e-12)  # fmt: skip
 
 
+def test_any_gaps_keep_the_times_between_the_ends():
+    linear = linearised(VP, KINDS["no first call"])
+    table = Traced(custom(VP, linear.times), linear)
+    parameters = initial(table.grid, linear)
+    larger = table.settle(parameters._replace(gaps=parameters.gaps + 3.0)).times
+    np.testing.assert_allclose(larger, linear.times, rtol=1e-12)
+    uneven = table.settle(parameters._replace(gaps=np.array([4.0, -4.0, 5.0, -3.0]))).times
+    assert uneven[0] == 1.0 and uneven[-1] == 0.01 and (np.diff(uneven) < 0).all()
+
+
 @pytest.mark.parametrize("name", ["corrected, mixed", "bh2 into zero"])
 def test_gradient_is_that_of_the_run(name, x64):
     """Against central differences of the host's table, run in NumPy."""
