@@ -405,12 +405,13 @@ def test_forty_modes_to_a_power_is_a_mixture_of_known_weights():
 
 
 @pytest.mark.slow
-def test_correction_of_forty_modes_finds_their_masses_and_the_normaliser():
+@pytest.mark.parametrize(("beta", "share"), [(3.0, 0.4), (smc.rising(3.0, high=2.0, low=0.6), 0.2)])
+def test_correction_of_forty_modes_finds_their_masses_and_the_normaliser(beta, share):
     width, steps, groups, particles = 2.126928, 1000, 8, 1000
     process = ds.VarianceExploding(0.5, 150.0)
     rows = solvers.ddpm(process, ds.times.uniform_logsnr(process, steps), large=True)
     law = ds.exact.Mixture(np.full(40, 1 / 40), FORTY, width**2)
-    target = smc.annealed(law, 3.0, mean=FORTY.mean(0), variance=FORTY.var(0) + width**2)
+    target = smc.annealed(law, beta, mean=FORTY.mean(0), variance=FORTY.var(0) + width**2)
     out = ds.sample(KEY, smc.corrected(solvers.linear(target, rows), particles=particles), (groups * particles, 2))
     assert abs(float(out.log_z.mean()) + 14.637837) < 0.2  # specs/smc.md 9.2b; deviation of one group 0.11
     apart = ((FORTY[:, None] - FORTY[None]) ** 2).sum(-1)
@@ -427,4 +428,5 @@ def test_correction_of_forty_modes_finds_their_masses_and_the_normaliser():
     plain = smc.start_of(solvers.linear(smc.annealed(law, 3.0, gauge=0.0), rows))
     alone = masses(ds.sample(KEY, plain, (2000, 2)), np.ones(2000))
     found = masses(out.x, out.weights)
-    assert np.abs(found - exact).sum() < 0.4 * np.abs(alone - exact).sum()  # 0.11 and 0.37 in total variation
+    # in total variation 0.37 alone, 0.11 with a fixed exponent
+    assert np.abs(found - exact).sum() < share * np.abs(alone - exact).sum()
