@@ -10,7 +10,6 @@ from diffsample.solvers.decisions import (
     Decisions,
     Derivative,
     Relaxation,
-    from_published,
     multistep_decisions,
     singlestep_decisions,
 )
@@ -29,6 +28,7 @@ from diffsample.solvers.momentum import ghvb, heavy_ball
 from diffsample.solvers.multistep import dpm_multistep, dpmpp, exp_multistep, ipndm, lms, plms
 from diffsample.solvers.one_step import consistency_multistep, ddim, ddpm, euler, euler_ancestral
 from diffsample.solvers.pndm import fpndm, spndm
+from diffsample.solvers.released import from_published
 from diffsample.solvers.restarting import restart
 from diffsample.solvers.runge_kutta import dpm2, flow_heun, heun, kutta3, rk4
 from diffsample.solvers.scheduled import usf
