@@ -31,7 +31,7 @@ LAW = ds.exact.Mixture(WEIGHTS, MEANS, SPREADS**2)
 START, STOP = 1.0, 0.01
 SPACE = search.Space(START, (STOP, STOP), rates=search.Rates(jitter=0.05))
 KEY = jax.random.key(0)
-RANKER = search.Ranker(hidden=64, width=100, epochs=300)
+RANKER = search.Ranker(hidden=64, width=100, epochs=200)
 
 
 def noise(seed: int, count: int) -> tuple[jax.Array, jax.Array]:
@@ -119,7 +119,7 @@ def on_mixture(calls: int, quick: bool) -> Iterator[Ratio]:
         for name, solve in search_command.FIXED.items()
         for grid, make in search_command.GRIDS.items()
     }
-    stages = search.Stages(generations=8 if quick else 24, batch=64)
+    stages = search.Stages(generations=8 if quick else 24, batch=64, each=5)
     for name, ranker in (("with its predictor", RANKER), ("evolution alone", None)):
         found = search.search(KEY, population(), calls, space=SPACE, stages=stages, ranker=ranker)
         best, ours = min(fixed, key=fixed.__getitem__), error(solvers.usf(PROCESS, found.best))
