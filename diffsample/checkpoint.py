@@ -17,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from diffsample.placing import together
+
 PyTree: TypeAlias = Any
 
 
 def save(path: str | Path, tree: PyTree) -> None:
     """Writes a pytree of arrays, numbers and typed keys to the directory `path`; an existing checkpoint is replaced.
+
+    Under jax.distributed all processes call it, with a directory that all of them see.
 
     Args:
         path: directory to write; its parents are made.
@@ -43,11 +47,13 @@ def save(path: str | Path, tree: PyTree) -> None:
     old, new = (path.with_name(f"{path.name}.{suffix}") for suffix in ("old", "new"))
     with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(new, args=ocp.args.PyTreeSave(jax.tree.map(_storable, tree)), force=True)
-    if path.exists():
+    if jax.process_index() == 0:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        new.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    together(f"checkpoint {path}")
 
 
 def restore(path: str | Path, like: PyTree = None) -> PyTree:

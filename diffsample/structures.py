@@ -5,8 +5,6 @@ shapes of leaves are stacked leaf by leaf on a new axis and vmapped over; a leaf
 as the weights of the network, is there once.
 """
 
-import hashlib
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample.denoiser import PyTree
+from diffsample.identity import digest, is_key
 from diffsample.sampler import Sampler
 from diffsample.sampling import sample
 from diffsample.tableau import Tableau, alike
@@ -116,46 +115,14 @@ def tables_alike(samplers: Sequence[Sampler]) -> list[Sampler]:
     ]
 
 
-def fingerprint(sampler: PyTree, seen: dict[int, bytes] | None = None) -> str:
-    """Sixteen letters that tell samplers apart: all numbers of the tree and what its static parts print as.
-
-    The same in every process, so that results on a disk can be told to be of this sampler. Not read is the code of
-    functions, only their names.
-
-    >>> fingerprint({"scale": 2.0}) == fingerprint({"scale": 2.0}), fingerprint({"scale": 2.0}) == fingerprint({})
-    (True, False)
-    """
-    leaves, treedef = jax.tree.flatten(sampler)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(treedef))  # functions print their place in memory
-    found = hashlib.sha256(text.encode())
-    for leaf in leaves:
-        found.update(digest(leaf, seen))
-    return found.hexdigest()[:16]
-
-
-def digest(leaf: Any, seen: dict[int, bytes] | None = None) -> bytes:
-    """Hash of one leaf's dtype, shape and values; `seen` remembers those of objects that are still alive."""
-    if seen is not None and id(leaf) in seen:
-        return seen[id(leaf)]
-    array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    found = hashlib.sha256(f"{array.dtype}{np.shape(leaf)}".encode() + array.tobytes()).digest()
-    if seen is not None:
-        seen[id(leaf)] = found
-    return found
-
-
 def _stacked(leaves: list[Any]) -> Any:
-    if _is_key(leaves[0]):
+    if is_key(leaves[0]):
         return jnp.stack(leaves)
     return np.stack([np.asarray(leaf) for leaf in leaves])  # on the host, where stacking compiles nothing
 
 
 def _placed(array: Any, sharding: NamedSharding | None) -> Any:
     return array if sharding is None else jax.device_put(array, sharding)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _is_table(node: Any) -> bool:

@@ -15,9 +15,10 @@ from jax.sharding import NamedSharding
 
 from diffsample import sweep_store
 from diffsample.denoiser import PyTree
+from diffsample.identity import fingerprint
 from diffsample.progress import progress_bar
 from diffsample.sampler import Sampler
-from diffsample.structures import Structure, fingerprint, run_together, sort_by_structure, tables_alike
+from diffsample.structures import Structure, run_together, sort_by_structure, tables_alike
 
 if TYPE_CHECKING:
     from xarray import Dataset

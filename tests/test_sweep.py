@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import diffsample as ds
-from diffsample import guidance, solvers, structures
+from diffsample import guidance, identity, solvers, structures
 from diffsample.__main__ import main
 from diffsample.compiles import count_compiles
 
@@ -207,16 +207,16 @@ def test_fingerprints_are_the_same_in_every_process():
     """Addresses of functions, which a network's structure prints, are not read; a leaf's last bit is."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_sweep as t, jax.numpy as jnp\n"
-        "from diffsample import structures\n"
-        "print(structures.fingerprint(t.ds.Network(t._dense, jnp.ones(3))))"
+        "from diffsample import identity\n"
+        "print(identity.fingerprint(t.ds.Network(t._dense, jnp.ones(3))))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    here = structures.fingerprint(ds.Network(_dense, jnp.ones(3)))
+    here = identity.fingerprint(ds.Network(_dense, jnp.ones(3)))
     # the name of this module differs between the two: a function prints its own name alone
     assert there.stdout.strip() == here
-    assert structures.fingerprint(ds.Network(_dense, jnp.ones(3).at[1].add(1.2e-7))) != here
-    assert structures.fingerprint(ds.Network(_dense, jnp.ones(3), predicts="v")) != here
+    assert identity.fingerprint(ds.Network(_dense, jnp.ones(3).at[1].add(1.2e-7))) != here
+    assert identity.fingerprint(ds.Network(_dense, jnp.ones(3), predicts="v")) != here
 
 
 class Tableless(NamedTuple):

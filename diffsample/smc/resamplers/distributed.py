@@ -15,6 +15,7 @@ from jax import Array
 from jax.nn import logsumexp
 from jax.sharding import Mesh, PartitionSpec
 
+from diffsample.placing import auto
 from diffsample.sampler import View, fold
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.particles import gather
@@ -172,7 +173,7 @@ def global_(mesh: Mesh, axis: str, resample: Resampler = systematic) -> Distribu
     >>> global_(jax.make_mesh((1,), ("particles",)), "particles").axis
     'particles'
     """
-    return Distributed(Global(as_pytree(resample)), _auto(mesh), axis)
+    return Distributed(Global(as_pytree(resample)), auto(mesh), axis)
 
 
 def local(mesh: Mesh, axis: str, resample: Resampler = systematic) -> Distributed:
@@ -185,7 +186,7 @@ def local(mesh: Mesh, axis: str, resample: Resampler = systematic) -> Distribute
     >>> local(jax.make_mesh((1,), ("particles",)), "particles").axis
     'particles'
     """
-    return Distributed(Local(as_pytree(resample)), _auto(mesh), axis)
+    return Distributed(Local(as_pytree(resample)), auto(mesh), axis)
 
 
 def ring(mesh: Mesh, axis: str, slots: int, resample: Resampler = systematic) -> Distributed:
@@ -205,7 +206,7 @@ def ring(mesh: Mesh, axis: str, slots: int, resample: Resampler = systematic) ->
     """
     if slots < 1:
         raise ValueError(f"ring(slots={slots}) must send at least 1 particle; without any it is `local`")
-    return Distributed(Ring(as_pytree(resample), slots), _auto(mesh), axis)
+    return Distributed(Ring(as_pytree(resample), slots), auto(mesh), axis)
 
 
 def butterfly(mesh: Mesh, axis: str, resample: Resampler = systematic, *, every_stage: bool = True) -> Distributed:
@@ -225,7 +226,7 @@ def butterfly(mesh: Mesh, axis: str, resample: Resampler = systematic, *, every_
     >>> butterfly(jax.make_mesh((1,), ("particles",)), "particles").scheme.every_stage
     True
     """
-    return Distributed(Butterfly(as_pytree(resample), every_stage), _auto(mesh), axis)
+    return Distributed(Butterfly(as_pytree(resample), every_stage), auto(mesh), axis)
 
 
 def island(mesh: Mesh, axis: str, policy: Any = None, resample: Resampler = systematic) -> Distributed:
@@ -240,14 +241,7 @@ def island(mesh: Mesh, axis: str, policy: Any = None, resample: Resampler = syst
     >>> island(jax.make_mesh((1,), ("particles",)), "particles").scheme.policy.threshold
     0.5
     """
-    return Distributed(
-        Island(as_pytree(resample), as_pytree(ess(0.5) if policy is None else policy)), _auto(mesh), axis
-    )
-
-
-def _auto(mesh: Mesh) -> Mesh:
-    """The same devices with axes that the compiler may shard over, whatever kind of axes the mesh was made with."""
-    return Mesh(mesh.devices, mesh.axis_names)
+    return Distributed(Island(as_pytree(resample), as_pytree(ess(0.5) if policy is None else policy)), auto(mesh), axis)
 
 
 def _resampled(resample: Resampler, keys: Array, block: Block, k: int | None = None) -> Block:
