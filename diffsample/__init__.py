@@ -9,6 +9,7 @@ from diffsample.betas import DiscreteBetas
 from diffsample.boundary import Boundary, search_boundary
 from diffsample.certify import Certificate, CertificateError, certificate
 from diffsample.certify_sampler import SamplerCertificate, sampler_certificate
+from diffsample.checking import Check, DivergenceError, NonFiniteError
 from diffsample.denoiser import (
     AnyProcess,
     Denoiser,
@@ -31,8 +32,9 @@ from diffsample.process import (
     VariancePreserving,
 )
 from diffsample.record import Fold, Stack
+from diffsample.runs import Run
 from diffsample.sampler import Sampler, View
-from diffsample.sampling import NonFiniteError, diffuse, sample
+from diffsample.sampling import diffuse, sample, start
 from diffsample.stability import StabilityRegion, real_axis_limit, stability_plot, stability_region, steady_tableau
 from diffsample.sweeping import over_seeds, sweep
 from diffsample.tableau import Tableau, pad, stack
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         dequantise,
         log_likelihood,
     )
+    from diffsample.many import open_samples, sample_many
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,9 +55,11 @@ __all__ = [
     "Boundary",
     "Certificate",
     "CertificateError",
+    "Check",
     "Cosine",
     "Denoiser",
     "DiscreteBetas",
+    "DivergenceError",
     "FlowMatching",
     "Fold",
     "Grid",
@@ -65,6 +70,7 @@ __all__ = [
     "Point",
     "Prediction",
     "Process",
+    "Run",
     "Sampler",
     "SamplerCertificate",
     "StabilityRegion",
@@ -91,12 +97,14 @@ __all__ = [
     "guidance",
     "log_likelihood",
     "noise_scale",
+    "open_samples",
     "over_seeds",
     "pad",
     "process_time",
     "quarter_log_noise",
     "real_axis_limit",
     "sample",
+    "sample_many",
     "sampler_certificate",
     "search",
     "search_boundary",
@@ -105,6 +113,7 @@ __all__ = [
     "stability_plot",
     "stability_region",
     "stack",
+    "start",
     "steady_tableau",
     "sweep",
     "times",
@@ -112,7 +121,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The likelihood and the search at first use: diffrax and flax each take a third of the import time."""
+    """Likelihood, search and large jobs at first use: diffrax, flax and tensorstore take much of the import time."""
+    if name in ("open_samples", "sample_many"):
+        return getattr(importlib.import_module("diffsample.many"), name)
     if name == "search":
         return importlib.import_module("diffsample.search")
     if name in (
