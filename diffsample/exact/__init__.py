@@ -11,6 +11,7 @@ from diffsample.exact.enumeration import OutputLaw, every_path, output_law
 from diffsample.exact.gaussian import Gaussian, PointMass
 from diffsample.exact.hmm import HiddenMarkov, by_associative_scan, by_scan, hidden_markov
 from diffsample.exact.host import run_on_host
+from diffsample.exact.lattice import Ising, ising
 from diffsample.exact.mixture import Mixture
 from diffsample.exact.moments import Moments, output_moments
 
@@ -20,6 +21,7 @@ __all__ = [
     "Covariance",
     "Gaussian",
     "HiddenMarkov",
+    "Ising",
     "MarkovChain",
     "Mixture",
     "Moments",
@@ -32,6 +34,7 @@ __all__ = [
     "every_path",
     "golden_chain",
     "hidden_markov",
+    "ising",
     "markov_chain",
     "output_law",
     "output_moments",
