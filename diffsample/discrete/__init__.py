@@ -15,6 +15,7 @@ from diffsample.discrete.drafting import AcceptanceStop, EntropyStop, KSeq, acce
 from diffsample.discrete.draws import Draws, Keyed
 from diffsample.discrete.flips import asynchronous_remasking
 from diffsample.discrete.gridded import ancestral, asynchronous, euler, trapezoidal
+from diffsample.discrete.jumping import next_jump, tau_leaping
 from diffsample.discrete.likelihood import (
     any_order_bound,
     cross_entropy,
@@ -129,6 +130,7 @@ __all__ = [
     "masked_loss",
     "maskgit",
     "negative_entropy",
+    "next_jump",
     "path_planning",
     "posterior_step",
     "redrawn",
@@ -143,6 +145,7 @@ __all__ = [
     "set_weights",
     "sliding_windows",
     "speculative",
+    "tau_leaping",
     "threshold",
     "trapezoidal",
     "uniform_ancestral",

@@ -77,6 +77,13 @@ from diffsample.smc.tokens.jump_rates import (
 )
 from diffsample.smc.tokens.jump_sampler import Growth, jump_process, neighbour_gains
 from diffsample.smc.tokens.potentials import MaskTempering, TokenWeights, token_weights, x0_reward
+from diffsample.smc.tokens.rate_guidance import (
+    RateGuided,
+    first_order_gains,
+    guided_rates,
+    rate_guided,
+    rate_guided_by_gradient,
+)
 from diffsample.smc.waste_free import chain_variance, refresh
 from diffsample.smc.weights import log_effective_size
 from diffsample.smc.windows import weight_window
@@ -106,6 +113,7 @@ __all__ = [
     "PathModel",
     "Potential",
     "Product",
+    "RateGuided",
     "Rejection",
     "Renoise",
     "RewardTilted",
@@ -151,6 +159,7 @@ __all__ = [
     "expectation",
     "feynman_kac",
     "final_resample",
+    "first_order_gains",
     "fk_difference",
     "fk_immediate",
     "fk_max",
@@ -158,6 +167,7 @@ __all__ = [
     "fps",
     "global_",
     "guided",
+    "guided_rates",
     "hilbert",
     "host",
     "importance_sampling",
@@ -194,6 +204,8 @@ __all__ = [
     "pooled",
     "posterior_mean",
     "product",
+    "rate_guided",
+    "rate_guided_by_gradient",
     "refresh",
     "rejection",
     "repeat",
