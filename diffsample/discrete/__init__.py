@@ -16,16 +16,9 @@ from diffsample.discrete.draws import Draws, Keyed
 from diffsample.discrete.flips import asynchronous_remasking
 from diffsample.discrete.gridded import ancestral, asynchronous, euler, trapezoidal
 from diffsample.discrete.jumping import next_jump, tau_leaping
-from diffsample.discrete.likelihood import (
-    any_order_bound,
-    cross_entropy,
-    exact_bound,
-    importance_weighted_bound,
-    log_likelihood,
-    masked_loss,
-    score_entropy,
-    set_weights,
-)
+from diffsample.discrete.likelihood import any_order_bound, exact_bound, importance_weighted_bound, log_likelihood
+from diffsample.discrete.losses import any_order_loss, cross_entropy, masked_loss, score_entropy, set_weights
+from diffsample.discrete.marginal_training import consistency_loss, energy_loss, gibbs_chain
 from diffsample.discrete.marginals import BlockGibbs, MarginalModel
 from diffsample.discrete.model import Laws, MaskedModel, from_logits
 from diffsample.discrete.ordered import cosine_sizes, dyadic, equal_sizes, first_hitting, given_order
@@ -96,6 +89,7 @@ __all__ = [
     "aligned_right",
     "ancestral",
     "any_order_bound",
+    "any_order_loss",
     "asynchronous",
     "asynchronous_remasking",
     "best_first",
@@ -104,9 +98,11 @@ __all__ = [
     "classifier_guided",
     "classifier_guided_by_gradient",
     "confidence",
+    "consistency_loss",
     "cosine_sizes",
     "cross_entropy",
     "dyadic",
+    "energy_loss",
     "entropy_bounded",
     "equal_sizes",
     "euler",
@@ -116,6 +112,7 @@ __all__ = [
     "flow_corrector",
     "forward_backward",
     "from_logits",
+    "gibbs_chain",
     "given_order",
     "greedy",
     "gumbel_max",

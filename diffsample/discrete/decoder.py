@@ -128,6 +128,11 @@ class Decoder(TokenSampler):
         return (jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rows), jnp.arange(n + 1) > 0)
 
     @property
+    def draws(self) -> Array:
+        """Which rows draw: all but row 0, which only calls."""
+        return self.steps[1]
+
+    @property
     def nfe(self) -> int:
         """The most network evaluations a sequence; `Decoded.calls` says how many it needed."""
         updates = len(jax.tree.leaves(self.policy.steps)[0])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.discrete.categorical import exponential, gumbel, inverse_cdf
-from diffsample.sampler import fold
+from diffsample.sampler import fold, sample_keys
 from diffsample.struct import pytree, static
 
 Categorical: TypeAlias = Callable[[Array, Array], Array]
@@ -111,3 +111,8 @@ class Keyed(Draws):
 def as_draws(keys: Any, categorical: Categorical) -> Draws:
     """Draws from keys, or the draws themselves."""
     return Keyed(keys, categorical) if isinstance(keys, jax.Array) else keys
+
+
+def draws_of(key: Array | Draws, batch: int) -> Draws:
+    """Draws of a batch from one key, row i from fold_in(key, i); or the draws themselves."""
+    return Keyed(sample_keys(key, 0, batch)) if isinstance(key, jax.Array) else key

@@ -1,4 +1,4 @@
-"""Likelihood of a masked model: four equal losses, the any-order bound, a tighter one, and exact sums on small lengths.
+"""Likelihood of a masked model: the any-order bound, a tighter one, and exact sums over all masks on small lengths.
 
 For clean x and a set S of masked positions let l(S) = sum_{i in S} -log c(x_i | x outside S). Training losses of masked
 diffusion are all sum_S w(S) l(S) with w(S) = (|S| - 1)! (L - |S|)! / L!, which equals E_order[-log p_order(x)] and
@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 
 from diffsample.discrete.decoder import of_token
+from diffsample.discrete.losses import check_clean, loss_and_fault, set_weights
 from diffsample.discrete.model import Laws, MaskedModel
-from diffsample.discrete.schedules import Schedule
 from diffsample.sampler import fold
+from diffsample.tableau import is_concrete
 
 PyTree: TypeAlias = Any
 
@@ -27,70 +28,6 @@ class Estimate(NamedTuple):
 
     value: Array  # [B], nats
     standard_error: Array  # [B]
-
-
-def masked_loss(model: MaskedModel, x: Array, masked: Array, cond: PyTree = None, *, chunk: int = 64) -> Array:
-    """l(S) = sum over the masked positions of -log c(x_l | the others), nats [B].
-
-    Args:
-        x: int32 [B, L] clean tokens. masked: bool [B, L], the set S. chunk: positions whose logits exist at a time.
-    """
-    hidden = jnp.where(masked, model.mask_id, x)
-    clock = jnp.mean(masked, axis=1, dtype=jnp.float32)
-    laws = Laws(model, model(hidden, clock, cond), hidden, chunk)
-    log_c = laws.everywhere(lambda log_p, at: of_token(log_p, jnp.take_along_axis(x, at, axis=1)))
-    return -jnp.sum(jnp.where(masked, log_c, 0.0), axis=1)
-
-
-def set_weights(length: int) -> np.ndarray:
-    """w(S) by the size of S, [L + 1]; w of the empty set is 0.
-
-    >>> set_weights(3).round(4).tolist()
-    [0.0, 0.3333, 0.1667, 0.3333]
-    """
-    k = np.arange(1, length + 1)
-    logs = [math.lgamma(i) + math.lgamma(length - i + 1) - math.lgamma(length + 1) for i in k]
-    return np.append(0.0, np.exp(logs))
-
-
-def score_entropy(
-    model: MaskedModel, x: Array, masked: Array, schedule: Schedule, t: Array, cond: PyTree = None
-) -> Array:
-    """Integrand of the denoising score entropy at time t, masks drawn with m(t): SEDD's loss, with s = c /
-    expm1(sigma).
-
-    sigma'(t) sum_masked [sum_v s_v - a log s_x + a (log a - 1)], a = 1 / expm1(sigma). Equal to `cross_entropy` at
-    every t and mask, because sum_v c = 1; here the sum is the network's own.
-
-    Args:
-        x, masked: as for `masked_loss`. t: [B] noise times.
-
-    Reference: Lou et al. 2024, arXiv 2310.16834, eq. 9; Ou et al. 2024, arXiv 2406.03736, eq. 3.3.
-    """
-    rate, a = _rates(schedule, t)
-    hidden = jnp.where(masked, model.mask_id, x)
-    laws = Laws(model, model(hidden, 1 - schedule.alpha(t), cond), hidden)
-
-    def terms(log_p: Array, at: Array) -> Array:
-        log_a = jnp.log(a)[:, None]
-        total = jnp.exp(log_a) * jnp.sum(jnp.exp(log_p), axis=-1)
-        log_s = log_a + of_token(log_p, jnp.take_along_axis(x, at, axis=1))
-        return total - jnp.exp(log_a) * log_s + jnp.exp(log_a) * (log_a - 1)
-
-    return rate * jnp.sum(jnp.where(masked, laws.everywhere(terms), 0.0), axis=1)
-
-
-def cross_entropy(
-    model: MaskedModel, x: Array, masked: Array, schedule: Schedule, t: Array, cond: PyTree = None
-) -> Array:
-    """Integrand of the denoising cross-entropy at time t, masks drawn with m(t): sigma' / expm1(sigma) l(S).
-
-    With the linear schedule it is l(S) / t, the loss of MDLM, MD4 and LLaDA.
-
-    Reference: Ou et al. 2024, arXiv 2406.03736, eq. 3.4; Shi et al. 2024, arXiv 2406.04329, eq. 5.
-    """
-    rate, a = _rates(schedule, t)
-    return rate * a * masked_loss(model, x, masked, cond)
 
 
 def any_order_bound(
@@ -107,7 +44,8 @@ def any_order_bound(
     Returns: nats a sequence and their standard error, [B]. Divide by L log 2 for bits a token.
 
     Raises:
-        ValueError: fewer than two draws.
+        ValueError: fewer than two draws; tokens out of range, or masks, named.
+        FloatingPointError: the model gave no law, with the sequence and the position.
 
     Reference: Ou et al. 2024, arXiv 2406.03736, eq. 3.5; Nie et al. 2025, arXiv 2502.09992, eq. 14.
 
@@ -119,18 +57,21 @@ def any_order_bound(
     """
     if draws < 2:
         raise ValueError(f"draws={draws} must be at least 2")
+    check_clean(model, x, frozen)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0], dtype=jnp.uint32))
     free = jnp.ones(x.shape, bool) if frozen is None else ~frozen
     count = jnp.sum(free, axis=1)
     offset = jax.vmap(jax.random.uniform)(fold(keys, 0))
 
-    def one(j: Array) -> Array:
+    def one(j: Array) -> tuple[Array, Array]:
         k = jnp.floor((j + offset) / draws * count).astype(jnp.int32) + 1
         noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(fold(keys, 1 + j))
         ranks = jnp.argsort(jnp.argsort(jnp.where(free, noise, 2.0), axis=1), axis=1)
-        return count / k * masked_loss(model, x, free & (ranks < k[:, None]), cond)
+        loss, fault = loss_and_fault(model, x, free & (ranks < k[:, None]), cond)
+        return count / k * loss, fault
 
-    losses = jax.lax.map(one, jnp.arange(draws))
+    losses, faults = jax.lax.map(one, jnp.arange(draws))
+    refuse_broken(jnp.max(faults, axis=0))
     return Estimate(jnp.mean(losses, axis=0), jnp.std(losses, axis=0, ddof=1) / math.sqrt(draws))
 
 
@@ -142,32 +83,48 @@ def importance_weighted_bound(
     Costs L calls an order. The same estimate with other orders is lower in expectation with more of them.
 
     Args:
-        key: typed key. orders: M.
+        key: typed key. model, x [B, L], cond: as elsewhere. orders: M, at least 1.
+
+    Raises:
+        ValueError: no order; tokens out of range, or masks, named.
+        FloatingPointError: the model gave no law, with the sequence and the position.
 
     Reference: Burda et al. 2016, arXiv 1509.00519; for orders Liu et al. 2024, arXiv 2310.12920, section 4.
+
+    >>> from diffsample.discrete import from_logits
+    >>> model = from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 4)), (), 4, 4)
+    >>> importance_weighted_bound(jax.random.key(0), model, jnp.zeros((1, 3), int), orders=2).round(3).tolist()
+    [4.15...]
     """
+    if orders < 1:
+        raise ValueError(f"orders={orders} must be at least 1")
+    check_clean(model, x)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0], dtype=jnp.uint32))
 
-    def order(j: Array) -> Array:
+    def order(j: Array) -> tuple[Array, Array]:
         noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(fold(keys, j))
         ranks = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
 
-        def step(i: Array, total: Array) -> Array:
+        def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             hidden = jnp.where(ranks >= i, model.mask_id, x)
             at = jnp.argmax(ranks == i, axis=1)[:, None].astype(jnp.int32)
             features = model(hidden, jnp.mean(ranks >= i, axis=1, dtype=jnp.float32), cond)
             token = jnp.take_along_axis(x, at, axis=1)
-            return total + of_token(model.log_probs(features, at), token)[:, 0]
+            log_c = of_token(model.log_probs(features, at), token)[:, 0]
+            total, fault = carry
+            return total + log_c, jnp.where(jnp.isnan(log_c) & (fault < 0), at[:, 0], fault)
 
-        start = jnp.zeros(x.shape[0], jnp.result_type(float))
+        start = jnp.zeros(x.shape[0], jnp.result_type(float)), jnp.full(x.shape[0], -1, jnp.int32)
         return jax.lax.fori_loop(0, x.shape[1], step, start)
 
-    logs = jax.lax.map(order, jnp.arange(orders))
+    logs, faults = jax.lax.map(order, jnp.arange(orders))
+    refuse_broken(jnp.max(faults, axis=0))
     return math.log(orders) - jax.nn.logsumexp(logs, axis=0)
 
 
 def enumerated(model: MaskedModel, x: Array, combine: Callable[[np.ndarray], float], cond: PyTree = None) -> np.ndarray:
     """combine(l or laws of all 2^L masks) a sequence, on the host; see `log_likelihood` and `exact_bound`."""
+    check_clean(model, x)
     length = x.shape[1]
     if length > 16:
         raise ValueError(f"enumeration of all masks of {length} positions is too large; at most 16")
@@ -178,7 +135,10 @@ def enumerated(model: MaskedModel, x: Array, combine: Callable[[np.ndarray], flo
         hidden = jnp.where(masks, model.mask_id, clean)
         given = jax.tree.map(lambda leaf, i=i: jnp.repeat(leaf[i : i + 1], len(masks), axis=0), cond)
         laws = Laws(model, model(hidden, jnp.mean(masks, axis=1, dtype=jnp.float32), given), hidden)
-        rows.append(np.asarray(of_token(laws.everywhere(lambda log_p, at: log_p), clean), np.float64))
+        log_c = of_token(laws.everywhere(lambda mended, at, laws=laws: model.log_probs(laws.features, at)), clean)
+        rows.append(np.where(masks, np.asarray(log_c, np.float64), 0.0))
+    bad = np.isnan(np.stack(rows)).any(axis=1)  # [B, L]
+    refuse_broken(np.where(bad.any(axis=1), bad.argmax(axis=1), -1))
     return np.array([combine(row) for row in rows])
 
 
@@ -214,10 +174,12 @@ def exact_bound(model: MaskedModel, x: Array, cond: PyTree = None) -> np.ndarray
     length = x.shape[1]
     masks = (np.arange(2**length)[:, None] >> np.arange(length)[None, :]) & 1
     weights = set_weights(length)[masks.sum(axis=1)]
-    return enumerated(model, x, lambda log_c: float(-np.sum(weights[:, None] * masks * log_c)), cond)
+    return enumerated(model, x, lambda log_c: float(-np.sum(weights[:, None] * log_c)), cond)
 
 
-def _rates(schedule: Schedule, t: Array) -> tuple[Array, Array]:
-    """(sigma'(t), 1 / expm1(sigma)) = (-alpha' / alpha, alpha / (1 - alpha)), [B]."""
-    alpha, slope = schedule.alpha(t), jax.vmap(jax.grad(schedule.alpha))(t)
-    return -slope / alpha, alpha / (1 - alpha)
+def refuse_broken(faults: Any) -> None:
+    """Raise FloatingPointError where a concrete fault [B] names a position, for the first such sequence."""
+    if is_concrete(faults) and (np.asarray(faults) >= 0).any():
+        i = int(np.flatnonzero(np.asarray(faults) >= 0)[0])
+        raise FloatingPointError(f"the model gave NaN logits or no possible token at position {int(faults[i])} of "
+                                 f"sequence {i}: there is no likelihood")  # fmt: skip

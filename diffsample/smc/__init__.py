@@ -63,9 +63,10 @@ from diffsample.smc.rewards.steering import Steering, fk_difference, fk_immediat
 from diffsample.smc.rewards.twisted_samplers import das, tds
 from diffsample.smc.rewards.twisting import Twist, Twisted, TwistRatio, twist_ratio, twisted
 from diffsample.smc.rewards.twists import Look, on_x0, tempered
-from diffsample.smc.rewards.values import posterior_mean, sampled_value
+from diffsample.smc.rewards.values import posterior_mean, sampled_value, soft_value_loss
 from diffsample.smc.starting import Started, started
 from diffsample.smc.tempering import log_conditional_effective_size, next_increment
+from diffsample.smc.tokens.contrast import NetworkEnergy, nce_loss, network_energy
 from diffsample.smc.tokens.energy import energy_pick, joint_energy
 from diffsample.smc.tokens.experts import RewardTilted, token_guidance, token_product
 from diffsample.smc.tokens.jump_rates import (
@@ -76,7 +77,8 @@ from diffsample.smc.tokens.jump_rates import (
     unmasking_jumps,
 )
 from diffsample.smc.tokens.jump_sampler import Growth, jump_process, neighbour_gains
-from diffsample.smc.tokens.potentials import MaskTempering, TokenWeights, token_weights, x0_reward
+from diffsample.smc.tokens.partition import Bounds, joint_loss, partition_bounds
+from diffsample.smc.tokens.potentials import MaskTempering, TokenWeights, posterior_mode, token_weights, x0_reward
 from diffsample.smc.tokens.rate_guidance import (
     RateGuided,
     first_order_gains,
@@ -90,6 +92,7 @@ from diffsample.smc.windows import weight_window
 
 __all__ = [
     "Adapted",
+    "Bounds",
     "Chain",
     "Closing",
     "ConditionalSMC",
@@ -107,6 +110,7 @@ __all__ = [
     "Jumps",
     "Look",
     "MaskTempering",
+    "NetworkEnergy",
     "Paris",
     "Particles",
     "Path",
@@ -176,6 +180,7 @@ __all__ = [
     "inflated",
     "island",
     "joint_energy",
+    "joint_loss",
     "jump_process",
     "kernel_corrector",
     "kernel_ratio",
@@ -189,7 +194,9 @@ __all__ = [
     "metropolis_steps",
     "multinomial",
     "naive",
+    "nce_loss",
     "neighbour_gains",
+    "network_energy",
     "never",
     "next_increment",
     "normaliser",
@@ -199,10 +206,12 @@ __all__ = [
     "parisian_particle_gibbs",
     "particle_filter",
     "particle_gibbs",
+    "partition_bounds",
     "path_of",
     "path_sample",
     "pooled",
     "posterior_mean",
+    "posterior_mode",
     "product",
     "rate_guided",
     "rate_guided_by_gradient",
@@ -217,6 +226,7 @@ __all__ = [
     "sampled_value",
     "select_one",
     "soft",
+    "soft_value_loss",
     "sorted_by",
     "ssp",
     "start_of",

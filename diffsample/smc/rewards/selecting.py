@@ -1,4 +1,7 @@
-"""SVDD: at every row each sample draws several candidates and keeps one by its soft value; samples never meet."""
+"""SVDD: at every row each sample draws several candidates and keeps one by its soft value; samples never meet.
+
+The same code selects among continuous states and among tokens: a candidate is whatever the sampler's step makes.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +41,8 @@ class Selecting:
     def nfe(self) -> int:
         """Network evaluations per sample: M in every row that draws."""
         draws = np.asarray(self.sampler.draws)
-        return self.sampler.nfe + (self.candidates - 1) * int(draws.sum()) * (self.sampler.nfe // len(draws))
+        once = int((~draws).sum()) * (self.sampler.nfe // len(draws))
+        return self.candidates * (self.sampler.nfe - once) + once
 
     @property
     def steps(self) -> Row:
@@ -50,7 +54,27 @@ class Selecting:
     def init(self, keys: Array, x: Array, cond: PyTree) -> PyTree:
         return self.sampler.init(keys, x, cond)
 
-    def step(self, keys: Array, state: PyTree, step: Row, cond: PyTree) -> PyTree:
+    @property
+    def dtype(self) -> Any:
+        """That of the sampler's states."""
+        return getattr(self.sampler, "dtype", jnp.float32)
+
+    @property
+    def done(self) -> Any:
+        """The sampler's, where it may stop early."""
+        return getattr(self.sampler, "done", None)
+
+    def settled(self, state: PyTree) -> bool:
+        """The sampler's."""
+        return self.sampler.settled(state)
+
+    def verify(self, out: Any) -> None:
+        """The sampler's, where it has one."""
+        getattr(self.sampler, "verify", _accept)(out)
+
+    def step(self, keys: Any, state: PyTree, step: Row, cond: PyTree) -> PyTree:
+        if not isinstance(keys, jax.Array):  # draws of the exact law cannot cross a branch
+            return self._selected(keys, state, step.inner, cond)
         return jax.lax.cond(
             step.draws,
             lambda: self._selected(keys, state, step.inner, cond),
@@ -63,35 +87,49 @@ class Selecting:
     def view(self, state: PyTree) -> View:
         return self.sampler.view(state)
 
-    def _selected(self, keys: Array, state: PyTree, row: PyTree, cond: PyTree) -> PyTree:
-        numbers = jnp.arange(1, self.candidates, dtype=jnp.uint32)
-        others = jax.vmap(lambda m: fold(keys, jnp.uint32(CANDIDATE_STREAM) + m))(numbers)
-        every = jnp.concatenate([keys[None], others])  # the first candidate is the sampler's own
-
-        def draw(keys: Array) -> tuple[PyTree, Array]:
+    def _selected(self, keys: Any, state: PyTree, row: PyTree, cond: PyTree) -> PyTree:
+        def draw(keys: Any) -> tuple[PyTree, Array]:
             moved = self.sampler.step(keys, state, row, cond)
-            value = self.value(self.sampler.view(moved)._replace(cond=cond), cond)
-            if jnp.shape(value) != keys.shape[:1]:
-                raise ValueError(f"the value has shape {jnp.shape(value)}, expected {keys.shape[:1]}, one a sample")
+            view = self.sampler.view(moved)
+            value = self.value(view._replace(cond=cond), cond)
+            if jnp.shape(value) != view.x.shape[:1]:
+                raise ValueError(f"the value has shape {jnp.shape(value)}, expected {view.x.shape[:1]}, one a sample")
             return moved, value
 
-        moved, values = jax.lax.map(draw, every) if self.sequential else jax.vmap(draw)(every)
-        chosen = self._choose(fold(keys, SELECTION_STREAM), values.T)
-        return self._pick(keys, state, moved, cond, chosen)
+        moved, values = self._candidates(draw, keys)
+        return self._pick(state, moved, cond, self._choose(keys, values.T))
 
-    def _choose(self, keys: Array, values: Array) -> Array:
+    def _candidates(self, draw: Callable[[Any], tuple[PyTree, Array]], keys: Any) -> tuple[PyTree, Array]:
+        """(states, values) of all candidates, leading axis M; the first is the sampler's own."""
+        if not isinstance(keys, jax.Array):
+            every = [draw(keys.at(CANDIDATE_STREAM + m)) for m in range(self.candidates)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+        numbers = jnp.arange(1, self.candidates, dtype=jnp.uint32)
+        others = jax.vmap(lambda m: fold(keys, jnp.uint32(CANDIDATE_STREAM) + m))(numbers)
+        every = jnp.concatenate([keys[None], others])
+        return jax.lax.map(draw, every) if self.sequential else jax.vmap(draw)(every)
+
+    def _choose(self, keys: Any, values: Array) -> Array:
         """One of M for each sample, in proportion to exp(value / alpha); the largest at alpha = 0."""
         alpha = jnp.asarray(self.alpha, values.dtype)
         soft = values / jnp.where(alpha > 0, alpha, 1.0)
-        drawn = jax.vmap(jax.random.categorical)(keys, soft)
+        if isinstance(keys, jax.Array):
+            drawn = jax.vmap(jax.random.categorical)(fold(keys, SELECTION_STREAM), soft)
+        else:
+            log_p = jax.nn.log_softmax(soft)[:, None]
+            drawn = keys.at(SELECTION_STREAM).tokens(log_p, jnp.ones(log_p.shape[:2], bool))[:, 0]
         return jnp.where(alpha > 0, drawn, jnp.argmax(values, axis=-1))
 
-    def _pick(self, keys: Array, state: PyTree, moved: PyTree, cond: PyTree, chosen: Array) -> PyTree:
+    def _pick(self, state: PyTree, moved: PyTree, cond: PyTree, chosen: Array) -> PyTree:
         """The chosen candidate of every leaf that belongs to a sample; one for all of what does not."""
-        x = self.sampler.view(state).x
-        marks = follows_batch(self.sampler, keys, x, cond)
         own = jnp.arange(len(chosen))
-        return jax.tree.map(lambda leaf, mark: leaf[chosen, own] if mark else leaf[0], moved, marks)
+        marks = follows_batch(self.sampler, self.sampler.view(state).x, cond)
+        picked = jax.tree.map(lambda leaf, mark: leaf[chosen, own] if mark else leaf[0], moved, marks)
+        if not hasattr(state, "calls"):
+            return picked
+        before, after = (state.calls, state.executed), (moved.calls, moved.executed)  # those of all were made
+        calls, executed = (old + jnp.sum(new - old[None], axis=0) for old, new in zip(before, after, strict=True))
+        return picked._replace(calls=calls, executed=executed)
 
 
 def svdd(
@@ -109,9 +147,10 @@ def svdd(
     and `fk_difference` are the unbiased relatives. M network calls a row that draws; the closing move selects nothing.
 
     Args:
-        sampler: any stochastic sampler.
-        value: (view, condition) -> [B]: `posterior_mean(reward)` (SVDD-PM, no training, any reward), or a regressed
-            value function (SVDD-MC); `sampled_value` in between.
+        sampler: any stochastic sampler, a `discrete.Decoder` included.
+        value: (view, condition) -> [B]: `posterior_mean(reward)`, of tokens `posterior_mode(model, reward)` (SVDD-PM,
+            no training, any reward); a value function trained by `soft_value_loss` (SVDD-MC); of tokens also
+            `x0_reward`, the soft value of a few completions, as is `sampled_value` of continuous states.
         alpha: temperature >= 0, a leaf; 0 keeps the best candidate, as the authors' code always does.
         candidates: M.
         sequential: one candidate at a time, with the memory of a plain run.
@@ -141,8 +180,13 @@ def svdd(
     return Selecting(sampler, as_pytree(value), alpha, candidates=int(candidates), sequential=sequential)
 
 
-def follows_batch(sampler: Any, keys: Array, x: Array, cond: PyTree) -> PyTree:
+def _accept(out: Any) -> None:
+    """Nothing to verify."""
+
+
+def follows_batch(sampler: Any, x: Array, cond: PyTree) -> PyTree:
     """Which leaves of a sampler's state belong to a sample: those whose first axis follows the batch."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(x)))
 
     def shapes(times: int) -> PyTree:
         def longer(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -93,3 +93,28 @@ def sampled_value(
     if is_concrete((scale, variance)) and (np.any(np.asarray(scale) == 0) or not np.all(np.asarray(variance) > 0)):
         raise ValueError(f"scale={scale} must not be 0, and variance={variance} must be positive")
     return SampledValue(as_pytree(reward), key, scale, variance, samples)
+
+
+def soft_value_loss(value: Array, reward: Array, alpha: Any) -> Array:
+    """exp(u) - u - 1, u = (reward - value) / alpha, [B]: the minimiser is the soft value alpha log E[exp(r / alpha)].
+
+    Train SVDD-MC's value of a noisy or partly masked state by the rewards of samples that passed through it. A squared
+    error, the limit of large alpha, learns the mean reward instead.
+
+    Args:
+        value: [B], of states x_t. reward: [B], of the clean samples that followed. alpha: that of `svdd`, positive.
+
+    Raises:
+        ValueError: shapes that differ, an alpha that is not positive.
+
+    Reference: the value: Li et al. 2024, arXiv 2408.08252; the loss: Garg et al. 2023, arXiv 2301.02328.
+
+    >>> soft_value_loss(jnp.array([1.0]), jnp.array([1.0]), 0.5).tolist()
+    [0.0]
+    """
+    if jnp.shape(value) != jnp.shape(reward):
+        raise ValueError(f"values of shape {jnp.shape(value)} for rewards of shape {jnp.shape(reward)}")
+    if is_concrete(alpha) and np.any(np.asarray(alpha) <= 0):
+        raise ValueError(f"alpha={alpha} must be positive")
+    u = (reward - value) / alpha
+    return jnp.expm1(u) - u

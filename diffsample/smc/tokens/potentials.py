@@ -125,14 +125,15 @@ class MaskTempering(Potential):
 
 @pytree
 class SampledReward:
-    """log mean_m exp(reward(x0^m)) over M completions of a partly masked sequence; see `x0_reward`."""
+    """alpha log mean_m exp(reward(x0^m) / alpha) over M completions of a partly masked sequence; see `x0_reward`."""
 
     model: Any
     reward: Any
     key: Array
+    alpha: Any
     samples: int = static(default=4)
 
-    def __call__(self, view: Any) -> Array:
+    def __call__(self, view: Any, cond: Any = None) -> Array:
         length = view.x.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], view.x.shape)
         p = jnp.exp(self.model.log_probs(view.features, positions))
@@ -145,11 +146,45 @@ class SampledReward:
 
         keys = jax.random.split(jax.random.fold_in(self.key, view.index), self.samples)
         rewards = jax.vmap(completed)(keys)
-        mean = jax.nn.logsumexp(rewards, axis=0) - jnp.log(jnp.asarray(self.samples, rewards.dtype))
-        return jnp.where(jnp.any(view.masked, axis=1), mean, self.reward(view.x))
+        alpha = jnp.asarray(self.alpha, rewards.dtype)
+        mean = jax.nn.logsumexp(rewards / alpha, axis=0) - jnp.log(jnp.asarray(self.samples, rewards.dtype))
+        return jnp.where(jnp.any(view.masked, axis=1), alpha * mean, self.reward(view.x))
 
 
-def x0_reward(model: Any, reward: Callable[[Array], Array], key: Array, *, samples: int = 4) -> SampledReward:
+@pytree
+class PosteriorMode:
+    """The reward of a partly masked sequence completed by its most probable tokens; see `posterior_mode`."""
+
+    model: Any
+    reward: Any
+
+    def __call__(self, view: Any, cond: Any = None) -> Array:
+        positions = jnp.broadcast_to(jnp.arange(view.x.shape[1], dtype=jnp.int32)[None], view.x.shape)
+        best = jnp.argmax(self.model.log_probs(view.features, positions), axis=-1)
+        return self.reward(jnp.where(view.masked, best, view.x).astype(view.x.dtype))
+
+
+def posterior_mode(model: Any, reward: Callable[[Array], Array]) -> PosteriorMode:
+    """SVDD-PM's value of a partly masked sequence: the reward with every mask replaced by its most probable token.
+
+    For `svdd` and `token_weights`; no network call, no training, any reward.
+
+    Args:
+        model: the decoder's. reward: function of complete sequences `[B, L]` -> `[B]`.
+
+    Reference: Li et al. 2024, arXiv 2408.08252.
+
+    >>> from diffsample import discrete
+    >>> model = discrete.from_logits(lambda p, x, cond: jnp.zeros((*x.shape, 3)), (), vocab=3, mask_id=3)
+    >>> posterior_mode(model, lambda x: x.sum(axis=1) * 1.0).model.vocab
+    3
+    """
+    return PosteriorMode(model, as_pytree(reward))
+
+
+def x0_reward(
+    model: Any, reward: Callable[[Array], Array], key: Array, *, samples: int = 4, alpha: Any = 1.0
+) -> SampledReward:
     """FK steering's value of a partly masked sequence: the log-mean-exp reward of M completions drawn from the laws.
 
     For `token_weights`: the differences telescope, so that the target is p(x) exp(reward(x)) for every M and every key.
@@ -157,10 +192,10 @@ def x0_reward(model: Any, reward: Callable[[Array], Array], key: Array, *, sampl
 
     Args:
         model: the decoder's. reward: function of complete sequences `[B, L]` -> `[B]`. key: typed key, of these draws
-            only. samples: M.
+            only. samples: M. alpha: of alpha log mean exp(reward / alpha), the soft value for `svdd` at the same alpha.
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, an alpha that is not positive.
 
     Reference: Singhal et al. 2025, arXiv 2501.06848.
 
@@ -171,7 +206,9 @@ def x0_reward(model: Any, reward: Callable[[Array], Array], key: Array, *, sampl
     """
     if samples < 1:
         raise ValueError(f"samples={samples} must be at least 1")
-    return SampledReward(model, as_pytree(reward), key, samples)
+    if isinstance(alpha, int | float) and not alpha > 0:
+        raise ValueError(f"alpha={alpha} must be positive")
+    return SampledReward(model, as_pytree(reward), key, alpha, samples)
 
 
 def _views(transition: Transition) -> tuple[Any, Any]:
