@@ -128,7 +128,7 @@ def test_selected_tokens_belong_to_their_keys_and_count_all_calls():
 
 
 def test_bad_input_of_token_selection_is_refused():
-    with pytest.raises(FloatingPointError, match="position 1"):
+    with pytest.raises(ValueError, match="7"):
         sampler = smc.svdd(decoder(), smc.posterior_mode(tp.chain().model(), reward), 1.0, candidates=2)
         ds.sample(jax.random.key(0), sampler, x=jnp.array([[0, 7, 3]]))
     with pytest.raises(ValueError, match="one a sample"):

@@ -137,8 +137,8 @@ def enumerated(model: MaskedModel, x: Array, combine: Callable[[np.ndarray], flo
         laws = Laws(model, model(hidden, jnp.mean(masks, axis=1, dtype=jnp.float32), given), hidden)
         log_c = of_token(laws.everywhere(lambda mended, at, laws=laws: model.log_probs(laws.features, at)), clean)
         rows.append(np.where(masks, np.asarray(log_c, np.float64), 0.0))
-    bad = np.isnan(np.stack(rows)).any(axis=1)  # [B, L]
-    refuse_broken(np.where(bad.any(axis=1), bad.argmax(axis=1), -1))
+    bad = np.any(np.isnan(np.stack(rows)), axis=1)  # [B, L]
+    refuse_broken(np.where(np.any(bad, axis=1), np.argmax(bad, axis=1), -1))
     return np.array([combine(row) for row in rows])
 
 

@@ -68,6 +68,10 @@ class Selecting:
         """The sampler's."""
         return self.sampler.settled(state)
 
+    def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
+        """The sampler's, where it has one."""
+        getattr(self.sampler, "admit", _accept)(shape, x)
+
     def verify(self, out: Any) -> None:
         """The sampler's, where it has one."""
         getattr(self.sampler, "verify", _accept)(out)
@@ -180,8 +184,8 @@ def svdd(
     return Selecting(sampler, as_pytree(value), alpha, candidates=int(candidates), sequential=sequential)
 
 
-def _accept(out: Any) -> None:
-    """Nothing to verify."""
+def _accept(*given: Any) -> None:
+    """Nothing to refuse."""
 
 
 def follows_batch(sampler: Any, x: Array, cond: PyTree) -> PyTree:
