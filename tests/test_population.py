@@ -1,6 +1,11 @@
 """Populations of schedules: the values of one at a time, from shared noise, in one program; and what they are worth."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,13 @@ MIXTURE = ds.exact.Mixture(WEIGHTS, MEANS, SPREADS**2)
 SPACE = Space(1.0, (0.01, 0.01), correctors=(("none", 0.4), ("pseudo", 0.4), ("implicit", 0.2)))
 X = jax.random.normal(jax.random.key(0), (16,))
 CHUNK = 8
+ON_FOUR_DEVICES = """
+import json, jax, test_population as t
+population = t.Population(t.MIXTURE, t.PROCESS, t.X, t.root_mean_square, chunk=2)
+parts = [part for part, _ in population._chunks(t.schedules(10), None)]
+print(json.dumps([population(t.schedules(10)).tolist(), [len(part.sharding.device_set) for part in parts],
+                  [part.shape[0] for part in parts]]))
+"""
 
 
 def x0_given(x, level):
@@ -136,6 +148,22 @@ def test_mean_image_of_the_first_step_is_a_shift_in_the_stack(population):
 
 def _with_mean(process, schedule):
     return solvers.usf(process, schedule, mean=0.2 if schedule.first == "mean" else None)
+
+
+def test_population_is_split_over_devices(population):
+    """Two schedules a device and chunk; the last chunk is filled up."""
+    tests = Path(__file__).resolve().parent
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+    }
+    command = [sys.executable, "-c", ON_FOUR_DEVICES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values, devices, sizes = json.loads(done.stdout)
+    np.testing.assert_allclose(values, population(schedules(10)), rtol=1e-6)
+    assert devices == [4, 4] and sizes == [8, 8]
 
 
 @pytest.mark.parametrize(

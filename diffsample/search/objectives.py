@@ -34,9 +34,9 @@ class Objective(Protocol):
         """What the host needs of the samples [B, ...] of one schedule; traced, under vmap."""
         ...
 
-    def value(self, summary: PyTree) -> float:
-        """The value of a summary (NumPy arrays), lower is better."""
-        ...
+    def value(self, summary: Any) -> float:
+        """The value of a summary (NumPy arrays), lower is better; by default the summary is the value."""
+        return float(summary)
 
 
 def flat(samples: Array) -> Array:
@@ -45,7 +45,7 @@ def flat(samples: Array) -> Array:
 
 
 @pytree
-class OnDevice:
+class OnDevice(Objective):
     """A plain function of the samples, traced."""
 
     function: Callable[[Array], Array] = static()
@@ -53,12 +53,9 @@ class OnDevice:
     def summary(self, samples: Array) -> Array:
         return self.function(samples)
 
-    def value(self, summary: np.ndarray) -> float:
-        return float(summary)
-
 
 @pytree
-class OnHost:
+class OnHost(Objective):
     """A function of NumPy samples [B, ...], for metrics that JAX cannot trace; it runs once a schedule.
 
     >>> float(OnHost(np.mean).value(np.ones((2, 3))))
@@ -75,7 +72,7 @@ class OnHost:
 
 
 @pytree
-class ReferenceDistance:
+class ReferenceDistance(Objective):
     """Root mean square distance to where an accurate run takes the same noise; `accurate_samples` makes it.
 
     Paired noise makes it nearly free of sampling error: a few dozen samples rank schedules.
@@ -93,12 +90,9 @@ class ReferenceDistance:
     def summary(self, samples: Array) -> Array:
         return jnp.sqrt(jnp.mean((flat(samples) - flat(self.reference)) ** 2))
 
-    def value(self, summary: np.ndarray) -> float:
-        return float(summary)
-
 
 @pytree
-class Frechet:
+class Frechet(Objective):
     """Squared Frechet distance of the samples' features to data, `metrics.frechet_distance`.
 
     Args:
@@ -133,7 +127,7 @@ class Frechet:
 
 
 @pytree
-class Discrepancy:
+class Discrepancy(Objective):
     """Unbiased squared maximum mean discrepancy of the samples' features to data, `metrics.mmd`.
 
     Args:
@@ -161,12 +155,9 @@ class Discrepancy:
     def summary(self, samples: Array) -> Array:
         return metrics.mmd(self.features(samples), self.features(self.data), self.bandwidth)
 
-    def value(self, summary: np.ndarray) -> float:
-        return float(summary)
-
 
 @pytree
-class SlicedWasserstein:
+class SlicedWasserstein(Objective):
     """Sliced Wasserstein-2 distance of the samples' features to as many data, `metrics.sliced_wasserstein`.
 
     Args:
@@ -182,12 +173,9 @@ class SlicedWasserstein:
     def summary(self, samples: Array) -> Array:
         return metrics.sliced_wasserstein(self.key, self.features(samples), self.features(self.data), self.slices)
 
-    def value(self, summary: np.ndarray) -> float:
-        return float(summary)
-
 
 @pytree
-class Sinkhorn:
+class Sinkhorn(Objective):
     """Wasserstein-2 distance of the samples' features to data by Sinkhorn's algorithm, `metrics.sinkhorn_wasserstein`.
 
     Args:
@@ -201,9 +189,6 @@ class Sinkhorn:
 
     def summary(self, samples: Array) -> Array:
         return metrics.sinkhorn_wasserstein(self.features(samples), self.features(self.data), self.epsilon)
-
-    def value(self, summary: np.ndarray) -> float:
-        return float(summary)
 
 
 def as_objective(objective: Any) -> Objective:
