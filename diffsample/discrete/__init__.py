@@ -6,6 +6,7 @@ A policy says which positions to reveal and when, a proposal what to draw, a cor
 """
 
 from diffsample.discrete.any_subset import Speculative, speculative
+from diffsample.discrete.block_drafts import Verified, verify_block
 from diffsample.discrete.categorical import CoarseGumbel, gumbel_max, inverse_cdf
 from diffsample.discrete.classifier_guidance import classifier_guided, classifier_guided_by_gradient
 from diffsample.discrete.correctors import Gibbs, Informed
@@ -84,6 +85,7 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
+    "Verified",
     "acceptance",
     "aligned_left",
     "aligned_right",
@@ -148,4 +150,5 @@ __all__ = [
     "uniform_ancestral",
     "uniform_euler",
     "uniform_tweedie",
+    "verify_block",
 ]

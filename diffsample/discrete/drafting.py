@@ -42,14 +42,14 @@ class KSeq(NamedTuple):
     residual: Array  # [..., V], log-law drawn from if none is
 
 
-def k_seq(log_target: Array, log_draft: Array, k: int) -> KSeq:
+def k_seq(log_target: Array, log_draft: Array, k: int | Array) -> KSeq:
     """Optimal sequential selection among k independent drafts, with the law of the target.
 
     beta(rho) = sum min(draft, target / rho); rho in [1, k] solves 1 - (1 - beta)^k = rho beta, by 40 bisections.
     Accepts at least 1 - 1/e of what the best selection could.
 
     Args:
-        log_target, log_draft: [..., V] log-laws. k: number of drafts, at least 1.
+        log_target, log_draft: [..., V] log-laws. k: number of drafts, at least 1; an array [...] where they differ.
 
     Raises:
         ValueError: no drafts.
@@ -60,7 +60,7 @@ def k_seq(log_target: Array, log_draft: Array, k: int) -> KSeq:
     >>> round(float(k_seq(target, draft, 2).accepted), 4)
     0.7081
     """
-    if k < 1:
+    if isinstance(k, int) and k < 1:
         raise ValueError(f"k={k} must be at least 1")
     target, draft = jnp.exp(log_target), jnp.exp(log_draft)
 
