@@ -133,11 +133,18 @@ def test_thresholds_and_exponents_and_keys_share_one_program():
     assert compiles.count == 0 and jnp.isfinite(other.log_z).all()
 
 
-@pytest.mark.parametrize("policy", [smc.ess(0.5), smc.always, smc.every(2), smc.window(2, 4, smc.always)])
-@pytest.mark.parametrize("resample", [smc.multinomial, smc.systematic])
+@pytest.mark.parametrize(
+    ("resample", "policy"),
+    [
+        (smc.systematic, smc.ess(0.5)),
+        (smc.systematic, smc.every(2)),
+        (smc.multinomial, smc.always),
+        (smc.multinomial, smc.window(2, 4, smc.always)),
+    ],
+)
 def test_bootstrap_filter_estimates_the_evidence_of_a_linear_gaussian_model_without_bias(resample, policy):
     fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(OBSERVED), particles=64, resample=resample, policy=policy)
-    out = ds.sample(KEY, fk, (4000 * 64,))
+    out = ds.sample(KEY, fk, (1500 * 64,))
     z = np.exp(out.log_z - LOG_EVIDENCE)
     assert abs(z.mean() - 1) < 4 * z.std() / np.sqrt(len(z))  # false alarms: 6e-5 a case
     assert z.std() < 1.5
@@ -316,12 +323,12 @@ def test_stop_gradient_resampling_gives_the_evidence_an_unbiased_gradient():
     def relative(observed, key, resample):
         rules = {"particles": 32, "resample": resample, "policy": smc.always}
         fk = smc.feynman_kac(Bootstrap(OBSERVED), Observation(observed), **rules)
-        return jnp.exp(ds.sample(key, fk, (100 * 32,), check=False).log_z - LOG_EVIDENCE).mean()
+        return jnp.exp(ds.sample(key, fk, (50 * 32,), check=False).log_z - LOG_EVIDENCE).mean()
 
     errors = {}
     for name, resample in (("stop", smc.stop_gradient()), ("plain", smc.multinomial)):
         slope = jax.jit(jax.vmap(jax.grad(lambda y, key, r=resample: relative(y, key, r)), (None, 0)))
-        found = np.asarray(slope(OBSERVED, jax.random.split(KEY, 80)))
-        errors[name] = np.abs(found.mean(axis=0) - truth) / (found.std(axis=0) / np.sqrt(80))
+        found = np.asarray(slope(OBSERVED, jax.random.split(KEY, 60)))
+        errors[name] = np.abs(found.mean(axis=0) - truth) / (found.std(axis=0) / np.sqrt(60))
     assert (errors["stop"] < 4.5).all()
     assert errors["plain"].max() > 8  # what the gradient misses without
