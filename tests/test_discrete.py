@@ -189,12 +189,16 @@ def test_time_conditioned_network_sees_the_clock_of_each_sequence():
     assert abs(hitting[:, -1].mean() - mean) < 4 * 0.6 / np.sqrt(400) + 0.05
 
 
-@pytest.mark.parametrize("name", ["first_hitting", "asynchronous"])
+@pytest.mark.parametrize("name", ["first_hitting", "asynchronous", "remasking", "redrawn"])
 def test_program_holds_no_logits_of_all_positions(name):
     batch, length, vocab, width = 2, 48, 1000, 8
     policy = {
         "first_hitting": discrete.first_hitting(length, updates=12),
         "asynchronous": discrete.asynchronous(discrete.levels(discrete.Polynomial(), 64), length, most=4),
+        "remasking": discrete.asynchronous_remasking(
+            discrete.remask_at_most(discrete.levels(discrete.Polynomial(), 64), 0.02), length, most=4
+        ),
+        "redrawn": discrete.redrawn(discrete.first_hitting(length, updates=12), 1),
     }[name]
     model = discrete.MaskedModel(embed, project, jnp.ones((vocab + 1, width)), vocab, vocab)
     sampler = discrete.Decoder(model, policy)

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.discrete.decoder import Place, Policy, Selection, of_token
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
+from diffsample.discrete.policy import Around, Place, Selection
+from diffsample.discrete.slots import of_token
 from diffsample.smc.functions import as_pytree
 from diffsample.struct import pytree, static
 
 
 @pytree
-class EnergyPick(Policy):
+class EnergyPick(Around):
     """A policy of "when" with tokens picked by energy; see `energy_pick`."""
 
     policy: Any
@@ -30,17 +31,6 @@ class EnergyPick(Policy):
     low: Any
     high: Any
     candidates: int = static()
-
-    @property
-    def steps(self) -> PyTree:
-        return self.policy.steps
-
-    @property
-    def adaptive(self) -> bool:
-        return self.policy.adaptive
-
-    def width(self, length: int) -> int:
-        return self.policy.width(length)
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         return self.policy.init(draws.at(0), place)
