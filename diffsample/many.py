@@ -15,7 +15,7 @@ from diffsample import sample_store
 from diffsample.checking import Check, title
 from diffsample.denoiser import PyTree
 from diffsample.identity import as_on_device, fingerprint
-from diffsample.placing import batch_sharding, parts_of, together, whole
+from diffsample.placing import over_devices, parts_of, together, whole
 from diffsample.progress import progress_bar
 from diffsample.sample_store import Samples, missing
 from diffsample.sampler import Sampler
@@ -77,7 +77,7 @@ def sample_many(
         cond: conditions of all samples, leaves [n, ...], or a function of the numbers of samples (int64 [chunk], from
             `first` on) that returns theirs, leaves [chunk, ...].
         first: number of the first sample, so that a job may be continued in another store.
-        dtype, sharding: as for `sample`; the devices must divide the chunk.
+        dtype, sharding: as for `sample`; a chunk is made larger until the devices divide it.
         progress: show a tqdm bar.
 
     Returns:
@@ -98,7 +98,7 @@ def sample_many(
     n, chunk, shape = _checked(n, chunk, shape, first, cond)
     path = Path(out).absolute()
     if sharding is not None:
-        sharding = batch_sharding(sharding, -(-chunk // _parts(sharding)) * _parts(sharding))
+        sharding = over_devices(sharding)
         chunk = -(-chunk // parts_of(sharding)) * parts_of(sharding)
 
     def drawn(start: int, check: bool | Check) -> Any:
@@ -244,10 +244,6 @@ def _conditions(cond: Any, numbers: np.ndarray, first: int) -> Any:
 
 def _on_devices(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
-
-
-def _parts(sharding: NamedSharding | str) -> int:
-    return jax.sharding.get_mesh().shape[sharding] if isinstance(sharding, str) else parts_of(sharding)
 
 
 def _checked(n: int, chunk: int, shape: tuple, first: int, cond: Any) -> tuple[int, int, tuple[int, ...]]:

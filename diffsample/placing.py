@@ -32,13 +32,26 @@ def auto(mesh: Any) -> Mesh:
 def batch_sharding(sharding: NamedSharding | str, batch: int) -> NamedSharding:
     """The sharding of a batch, on automatic axes.
 
+    Raises:
+        TypeError, ValueError: as `over_devices`; the devices do not divide the batch.
+    """
+    place = over_devices(sharding)
+    parts = parts_of(place)
+    if batch % parts:
+        raise ValueError(f"a batch of {batch} does not divide over {parts} devices; draw a multiple and keep what is "
+                         f"needed (sample i is the same in any batch), or use sample_many, which does so")  # fmt: skip
+    return place
+
+
+def over_devices(sharding: NamedSharding | str) -> NamedSharding:
+    """The sharding of batches of any size, on automatic axes.
+
     Args:
         sharding: `NamedSharding(mesh, PartitionSpec(axis))`, or the name of an axis of the mesh set by `jax.set_mesh`.
-        batch: number of samples.
 
     Raises:
         TypeError: neither of the two.
-        ValueError: no such axis; the first axis is not sharded; the devices do not divide the batch.
+        ValueError: no such axis; the first axis is not sharded.
     """
     if isinstance(sharding, str):
         mesh = jax.sharding.get_mesh()
@@ -51,11 +64,6 @@ def batch_sharding(sharding: NamedSharding | str, batch: int) -> NamedSharding:
                         f"{sharding!r}")  # fmt: skip
     if not sharding.spec or sharding.spec[0] is None:
         raise ValueError(f"{sharding.spec} leaves the batch axis whole; name a mesh axis for it first")
-    parts = parts_of(sharding)
-    if batch % parts:
-        raise ValueError(f"a batch of {batch} does not divide over {parts} devices; draw "
-                         f"a multiple and keep what is needed (sample i is the same in any batch), or use "
-                         f"sample_many, which does so")  # fmt: skip
     return NamedSharding(auto(sharding.mesh), sharding.spec)
 
 

@@ -61,7 +61,7 @@ class Samples:
     @property
     def done(self) -> list[tuple[int, int]]:
         """Ranges of samples that are drawn, in order, merged; read from the disk each time."""
-        return merged(ranges(self.path))
+        return merged(committed(self.path))
 
     @property
     def complete(self) -> bool:
@@ -93,7 +93,8 @@ class Samples:
         Raises:
             ValueError: a range differs, named.
         """
-        for (a, b), found in sorted(ranges(self.path).items()):
+        for a, b in sorted(committed(self.path)):
+            found = json.loads((self.path / COMMITS / commit_name(a, b)).read_text())
             rows = {name: self._array(name)[_rows(about, a, b)].read().result() for name, about in self.arrays.items()}
             if checksum(rows) != found["checksum"]:
                 raise ValueError(f"{self.path}: samples {a} to {b} are not what was written; delete "
@@ -176,10 +177,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def ranges(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """What is committed: (start, stop) -> record."""
-    records = [json.loads(file.read_text()) for file in (path / COMMITS).glob("*-*.json")]
-    return {(record["start"], record["stop"]): record for record in records}
+def committed(path: Path) -> list[tuple[int, int]]:
+    """What is drawn: (start, stop), as the names of the records say."""
+    names = (file.stem.split("-") for file in (path / COMMITS).glob("*-*.json"))
+    return [(int(start), int(stop)) for start, stop in names]
 
 
 def merged(found: Any) -> list[tuple[int, int]]:

@@ -94,6 +94,25 @@ def matrix(sharding, folder: Path) -> dict:
     return found
 
 
+def batches() -> dict:
+    """The first samples of a batch of 64, a ragged one in chunks, and two samples alone; x alone is kept."""
+    found = {}
+    for name, sampler in samplers().items():
+        size = 2 if name == "particles" else 1
+        large = ds.sample(key(), sampler, **arguments(name, 64))
+        ragged = ds.sample(key(), sampler, chunk=6, **arguments(name))
+        given = arguments(name, 8)
+        alone = [
+            ds.sample(key(), sampler, (size, *given["shape"][1:]), first=at,
+                      cond=None if given["cond"] is None else given["cond"][at : at + size])
+            for at in range(0, 4, size)
+        ]  # fmt: skip
+        for label, out in (("64", [large]), ("ragged", [ragged]), ("alone", alone)):
+            x = np.concatenate([whole(part.x if hasattr(part, "_fields") else part) for part in out])[:BATCH]
+            found[f"{name}, {label}"] = x
+    return found
+
+
 def adaptive(sharding) -> np.ndarray:
     x, cond = np.linspace(-1.0, 1.0, 3 * BATCH, dtype=np.float32).reshape(BATCH, 3), np.arange(BATCH) % 2
     if sharding is not None:
@@ -127,6 +146,9 @@ def main(out: str, kind: str, number: int = 0, port: int = 0) -> None:
     if kind == "processes":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, number)
+    if kind == "batches":
+        np.savez(out, **batches())
+        return
     folder = Path(out).parent / "runs"
     folder.mkdir(exist_ok=True)
     found = matrix(None if kind == "one" else place(), folder)

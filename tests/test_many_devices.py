@@ -83,6 +83,20 @@ def test_two_processes_of_four_devices_draw_the_same(tmp_path):
     compare(load(tmp_path / "one.npz"), two)
 
 
+@pytest.mark.slow
+def test_every_family_draws_the_same_in_batches_of_1_and_64_and_ragged_ones(tmp_path):
+    finish(start("many_devices.py", tmp_path / "one.npz", "one"))
+    finish(start("many_devices.py", tmp_path / "batches.npz", "batches"))
+    one, batches = load(tmp_path / "one.npz"), load(tmp_path / "batches.npz")
+    assert len(batches) == 3 * 8
+    for name, x in batches.items():
+        wanted = one[f"{name.rpartition(',')[0]}/0"][: len(x)]
+        if name.startswith(BIT_EQUAL):
+            np.testing.assert_array_equal(x, wanted, err_msg=name)
+        else:
+            np.testing.assert_allclose(x, wanted, rtol=1e-6, atol=1e-6 * abs(wanted).max(), err_msg=name)
+
+
 def test_arrays_of_an_explicit_mesh_are_sampled_and_come_back_on_it():
     mesh = jax.make_mesh((1,), ("data",))
     spread = NamedSharding(mesh, PartitionSpec("data"))
