@@ -80,6 +80,17 @@ def test_sampled_value_tends_to_the_optimal_value_of_gaussian_data():
     assert not np.array_equal(value, other)
 
 
+def test_reward_tilt_of_a_mixture_has_its_normaliser_and_mode_weights():
+    # specs/smc.md 9.2: q exp(-(x - 1)^2 / 2), log Z = -2.03797, 0.97018 in the upper mode, mean 2.49265
+    law = ds.exact.Mixture([0.3, 0.7], [-3.0, 3.0], [1.0, 0.25])
+    grid = ds.times.uniform_logsnr(VP, 80, stop=1e-3, zero=False)
+    sampler = solvers.linear(law, solvers.ddpm(VP, grid, large=True))
+    out = run(smc.fk_difference(lambda x0, cond: -0.5 * (x0 - 1.0) ** 2), groups=48, particles=256, sampler=sampler)
+    z, upper, mean = np.exp(out.log_z + 2.03797), np.asarray(out.mean((out.x > 0) * 1.0)), np.asarray(out.mean(out.x))
+    for found, exact, steps in ((z, 1.0, 0.03), (upper, 0.97018, 0.01), (mean, 2.49265, 0.03)):
+        assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(len(found)) + steps
+
+
 def test_steering_shares_one_program_over_its_scale():
     run(smc.fk_difference(reward, 1.0), groups=2)
     with count_compiles() as compiles:
