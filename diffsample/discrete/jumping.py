@@ -16,7 +16,7 @@ from diffsample.discrete.decoder import Place, Policy, PyTree, Selection
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.discrete.schedules import check_levels
-from diffsample.struct import pytree
+from diffsample.struct import pytree, static
 
 LARGEST = 80.0  # of log U: exp of more overflows float32
 
@@ -56,6 +56,7 @@ class NextJump(Policy):
     """One jump an update, position l in proportion to U_l; see `next_jump`."""
 
     updates: Array  # int32 [L]
+    length: int = static()  # of the longest sequence
 
     @property
     def steps(self) -> Array:
@@ -125,7 +126,7 @@ def next_jump(length: int) -> NextJump:
     """
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"length={length!r} must be the number of positions")
-    return NextJump(jnp.arange(length, dtype=jnp.int32))
+    return NextJump(jnp.arange(length, dtype=jnp.int32), length)
 
 
 def _log_rates(laws: Laws) -> Array:
