@@ -51,11 +51,11 @@ def keep(kept: list):
 
 @pytest.mark.parametrize(("pad", "chunk", "batch"), [(False, None, None), (True, 5, None), (True, None, 3)])
 def test_a_cell_has_the_samples_of_its_sampler_run_alone(pad, chunk, batch):
-    grid = {"scale": [1.0, 2.5], "solver": {name: EIGHT[name] for name in ("ddpm", "heun", "unipc")}}
+    grid = {"scale": [1.0, 2.5], "solver": {name: EIGHT[name] for name in ("ddpm", "heun")}}
     kept: list[np.ndarray] = []
     found = ds.sweep(guided, grid, {"mean": keep(kept)}, SHAPE, seeds=(3, 11), pad=pad, chunk=chunk, batch=batch)
-    assert found["mean"].dims == ("scale", "solver", "seed") and found["mean"].shape == (2, 3, 2)
-    assert found["calls"].sel(scale=1.0).values.tolist() == [12, 10, 12]
+    assert found["mean"].dims == ("scale", "solver", "seed") and found["mean"].shape == (2, 2, 2)
+    assert found["calls"].sel(scale=1.0).values.tolist() == [12, 10]
     everything = np.sort([x.mean() for x in kept])
     for scale in grid["scale"]:
         for name, table in grid["solver"].items():
@@ -123,9 +123,8 @@ def _shifted(weight, x, t, cond):
 def test_results_of_particles_are_measured_in_batches():
     fk = ds.smc.feynman_kac(solvers.linear(LAW, EIGHT["ddpm"]), lambda b, a: (a.x0 - b.x0)[:, 0], particles=4)
     whole = ds.sample(jax.random.key(0), fk, (12, 3))
-    for batch in (None, 8):
-        found = ds.sweep(lambda one: fk, {"one": [0]}, {"z": lambda out: out.log_z[2]}, (12, 3), batch=batch)
-        assert float(found["z"].squeeze()) == pytest.approx(float(whole.log_z[2]), abs=1e-5)
+    found = ds.sweep(lambda one: fk, {"one": [0]}, {"z": lambda out: out.log_z[2]}, (12, 3), batch=8)
+    assert float(found["z"].squeeze()) == pytest.approx(float(whole.log_z[2]), abs=1e-5)
 
 
 def sampler_of(eta: float) -> ds.Sampler:
