@@ -223,9 +223,9 @@ def _opened(path: Path, job: dict[str, Any], arrays: dict[str, Any], chunk: int)
         return Samples(path)
     together(f"nobody is at {path}")
     samples = Samples(path)
-    found = samples.manifest["job"] | {"arrays": samples.arrays}
-    if differ := [name for name, value in (job | {"arrays": arrays}).items() if found.get(name) != value]:
-        what = "; ".join(f"{name}: {_short(found.get(name))} there, {_short(job.get(name))} here" for name in differ)
+    there, here = samples.manifest["job"] | {"arrays": samples.arrays}, job | {"arrays": arrays}
+    if differ := [name for name, value in here.items() if there.get(name) != value]:
+        what = "; ".join(f"{name}: {_short(there.get(name))} there, {_short(here[name])} here" for name in differ)
         raise ValueError(f"{path} holds samples of another job ({what}). Choose another place, or give the arguments "
                          f"of that job; nothing was written")  # fmt: skip
     return samples

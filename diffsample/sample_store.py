@@ -48,7 +48,11 @@ class Samples:
         n = sum(b - a for a, b in self.done)
         return f"Samples({str(self.path)!r}, {n} of {len(self)} drawn, arrays {', '.join(self.arrays)})"
 
-    def __getitem__(self, index: int | slice) -> np.ndarray:
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, str):
+            raise TypeError(
+                f"samples[...] takes numbers of samples; samples.read({index!r}, start, stop) reads an array"
+            )
         if not isinstance(index, slice):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
