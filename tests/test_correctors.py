@@ -118,7 +118,7 @@ def test_product_has_the_score_of_the_product_and_its_gauge_keeps_the_targets(x6
 
 def test_matched_gauge_makes_the_weights_of_gaussian_experts_constant(x64):
     laws = [ds.exact.Gaussian([1.0, -2.0], [1.5, 0.4]), ds.exact.Gaussian([0.0, 1.0], [2.0, 3.0])]
-    moments = {"means": [[1.0, -2.0], [0.0, 1.0]], "variances": [[1.5, 0.4], [2.0, 3.0]]}
+    moments: dict[str, Any] = {"means": [[1.0, -2.0], [0.0, 1.0]], "variances": [[1.5, 0.4], [2.0, 3.0]]}
     level, to = (jax.tree.map(jnp.asarray, VP.level(t)) for t in (0.4, 0.3))
     x = 3 * jax.random.normal(KEY, (20, 2))
     _, memory = call(smc.product(laws, [2.5, -0.3], **moments), x, level, to)
@@ -287,7 +287,8 @@ def test_probes_measure_the_divergence_of_each_score(x64):
     laws, x = [law(3), law(4)], jax.random.normal(KEY, (3, 2))
     _, exact = call(smc.product(laws, [1.7, 0.6], probes=probes.every_axis), x, level, to)
     for i, q in enumerate(laws):
-        slope = jax.vmap(lambda x, q=q: jnp.trace(jax.jacobian(lambda x: q.score(x[None], level)[0])(x)))(x)
+        score: Any = q.score
+        slope = jax.vmap(lambda x, s=score: jnp.trace(jax.jacobian(lambda x: s(x[None], level)[0])(x)))(x)
         np.testing.assert_allclose(exact.divergence[:, i], slope * level.alpha**2, rtol=1e-10)  # in y = x / alpha
     many = jnp.repeat(x, 4000, axis=0)
     _, found = call(smc.product(laws, [1.7, 0.6], probes=probes.rademacher, count=2), many, level, to)

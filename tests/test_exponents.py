@@ -1,5 +1,7 @@
 """Exponents that rise as noise falls: their values, the laws they reach, and the lone modes that they do not starve."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ class Densities:
 
 
 def run(experts, exponents, *, known=True, steps=100, **moments):
-    moments = {"means": [1.2] * len(experts), "variances": [8.0] * len(experts)} | moments
+    moments: dict[str, Any] = {"means": [1.2] * len(experts), "variances": [8.0] * len(experts)} | moments
     rows = solvers.ddpm(VP, ds.times.uniform_logsnr(VP, steps, stop=1e-3, zero=False), large=True)
     sampler = solvers.linear(smc.product(experts, exponents, **moments), rows)
 
