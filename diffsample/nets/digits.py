@@ -114,7 +114,9 @@ def network() -> Network:
 def schedule(calls: int) -> Decisions:
     """The solver schedule found for this model at 4 to 10 network calls, in times of `VariancePreserving()`.
 
-    Found by `python -m diffsample search --calls N --generations 14`; `solvers.usf` makes a table of it.
+    Found by `python -m diffsample search --calls N`: to an accurate run of the same noise for 4, 5, 6 and 9 calls, by
+    Frechet distance (`--objective frechet --samples 400 --no-predictor`) for 7, 8 and 10. The README says what they
+    are worth. `solvers.usf` makes a table of it.
 
     Raises:
         ValueError: another number of calls.
