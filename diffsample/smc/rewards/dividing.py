@@ -252,7 +252,9 @@ def dcps(
 def dcps_weight(sampler: Divided) -> DividedWeight:
     """The potential under which `feynman_kac` over `dcps(..., langevin=0)` is exact: kernel ratios and ratios of psi.
 
-    exp(log_z) is an unbiased estimate of p(y) under the plain sampler, for any fit and any number of blocks.
+    exp(log_z) is an unbiased estimate of p(y) under the plain sampler, for any fit and any number of blocks. psi knows
+    nothing of how uncertain x0 is, like the `naive` twist, so that weights have heavy tails where y is precise: for
+    log p(y) itself `tds` with the `inflated` twist varies less.
 
     Args:
         sampler: from `dcps`.
