@@ -89,6 +89,7 @@ def test_tau_leaping_tends_to_the_guided_jump_process_to_first_order(x64):
     assert errors[0] < 0.1 and all(1.7 < a / b < 2.4 for a, b in itertools.pairwise(errors))
 
 
+@pytest.mark.slow
 def test_predictor_and_predictor_free_rates_coincide_by_bayes(x64):
     free = smc.token_guidance(mixture().model(), jnp.asarray(mixture().null), 2.0)
     for policy in (discrete.tau_leaping(LEVELS), discrete.next_jump(3)):
@@ -119,6 +120,7 @@ def test_total_rates_have_the_range_of_the_card(x64):
     assert totals[1].max() == pytest.approx(16.9, abs=0.1) and totals[2].max() == pytest.approx(310, abs=1)
 
 
+@pytest.mark.slow
 def test_first_order_guidance_is_exact_where_the_predictor_is_linear_in_tokens(x64):
     weights = jax.random.normal(jax.random.key(0), (3, 4))
 

@@ -80,6 +80,7 @@ def test_contrastive_training_recovers_the_energy_of_the_joint_law():
     np.testing.assert_allclose(laws[0], laws[1], atol=1e-9)
 
 
+@pytest.mark.slow
 @double
 def test_contrast_with_several_negatives_has_the_same_minimiser():
     data, noise, p = (jnp.asarray(a) for a in pairs())
@@ -117,6 +118,7 @@ def test_partition_bounds_bracket_the_partition_function(draws):
         assert expected[0] > one + 0.05
 
 
+@pytest.mark.slow
 @double
 def test_bounds_of_an_exact_energy_are_its_likelihood_once_draws_are_many():
     """Z = 1: bounds near 0 at 4000 draws, and joint_loss near -log p, for partly masked sequences too."""
