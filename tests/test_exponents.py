@@ -42,8 +42,8 @@ class Densities:
         return jnp.stack([expert.log_prob(x, level) for expert in self.experts], axis=1)
 
 
-def run(experts, exponents, *, known=True, steps=100, **moments):
-    moments: dict[str, Any] = {"means": [1.2] * len(experts), "variances": [8.0] * len(experts)} | moments
+def run(experts, exponents, *, known=True, steps=100, **given):
+    moments: dict[str, Any] = {"means": [1.2] * len(experts), "variances": [8.0] * len(experts)} | given
     rows = solvers.ddpm(VP, ds.times.uniform_logsnr(VP, steps, stop=1e-3, zero=False), large=True)
     sampler = solvers.linear(smc.product(experts, exponents, **moments), rows)
 
