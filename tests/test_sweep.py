@@ -181,7 +181,6 @@ def test_a_new_metric_runs_all_cells_again(tmp_path):
         ({"cond": jnp.zeros(7)}, "another sampler, condition or shape"),
         ({"seeds": (1,)}, "holds also seed = 0"),
     ],
-    ids=str,
 )
 def test_the_file_of_another_sweep_is_refused_and_left_alone(change, said, tmp_path):
     given = {"grid": {"eta": [0.1, 1.0]}, "metrics": {"std": np.std}, "shape": SHAPE, "out": tmp_path / "s.nc"}
@@ -259,7 +258,6 @@ def test_standard_errors_are_those_of_the_mean_over_seeds():
         ({"out": "missing/s.nc"}, "folder that exists"),
         ({"out": "s.csv"}, "netCDF"),
     ],
-    ids=str,
 )
 def test_bad_input_is_named_before_anything_runs(change, said):
     given = {"grid": {"eta": [0.1]}, "metrics": {"std": np.std}, "shape": SHAPE}
