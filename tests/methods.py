@@ -75,7 +75,6 @@ OTHER = {
     "sde_dpmpp": lambda p, g: solvers.sde_dpmpp(p, g, eta=0.3, heun=True),
     "sa_solver": lambda p, g: solvers.sa_solver(p, g, tau=0.6),
     "dpm2(eta=1)": lambda p, g: solvers.dpm2(p, g, eta=0.5),
-    "dpmpp_singlestep": lambda p, g: solvers.dpmpp_singlestep(p, g, r1=0.5 + 1e-6),
     "dpmpp_sde": solvers.seeds2,
     "seeds2(c2=0.3)": lambda p, g: solvers.seeds2(p, g, c2=0.4),
 }
