@@ -20,9 +20,11 @@ VP = ds.VariancePreserving()
 README = (Path(__file__).parents[1] / "README.md").read_text()
 QUICK = ("shifted(ddim)", "predictor_corrector(reverse_diffusion)")  # the others compile for seconds each
 TOOLS = {"linear", "from_diffusers", "equal_error_grid", "measure_local_error", "singlestep_orders",
-         "per_sample_ratio", "batch_mean_ratio"}  # no samplers  # fmt: skip
+         "per_sample_ratio", "batch_mean_ratio", "multistep_decisions", "singlestep_decisions", "from_published",
+         "learn", "reference_loss", "stretched"}  # no samplers  # fmt: skip
 
-LAW_OF_ITS_TABLE = {"speculative"}  # exactly, by its own tests; its calls depend on the noise
+# `speculative` exactly, its calls depend on the noise; `usf` as its decisions say: certified in tests of their own
+LAW_OF_ITS_TABLE = {"speculative", "usf"}
 
 
 def readme_rows():

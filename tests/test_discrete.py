@@ -1,5 +1,6 @@
 """The masked engine: keys, batches, prompts, calls, compiles, faults, and the buffers of its compiled program."""
 
+import itertools
 import re
 from typing import Any
 
@@ -189,7 +190,9 @@ def test_time_conditioned_network_sees_the_clock_of_each_sequence():
     assert abs(hitting[:, -1].mean() - mean) < 4 * 0.6 / np.sqrt(400) + 0.05
 
 
-@pytest.mark.parametrize("name", ["first_hitting", "asynchronous", "remasking", "redrawn"])
+@pytest.mark.parametrize(
+    "name", ["first_hitting", "asynchronous", "remasking", "redrawn", "ancestral", "euler", "grid remasking"]
+)
 def test_program_holds_no_logits_of_all_positions(name):
     batch, length, vocab, width = 2, 48, 1000, 8
     policy = {
@@ -199,14 +202,42 @@ def test_program_holds_no_logits_of_all_positions(name):
             discrete.remask_at_most(discrete.levels(discrete.Polynomial(), 64), 0.02), length, most=4
         ),
         "redrawn": discrete.redrawn(discrete.first_hitting(length, updates=12), 1),
+        "ancestral": discrete.ancestral(discrete.levels(discrete.Polynomial(), 12)),
+        "euler": discrete.euler(discrete.LogLinear(), np.linspace(1.0, 0.0, 13)),
+        "grid remasking": discrete.remask_at_most(discrete.levels(discrete.Polynomial(), 12), 0.02),
     }[name]
     model = discrete.MaskedModel(embed, project, jnp.ones((vocab + 1, width)), vocab, vocab)
-    sampler = discrete.Decoder(model, policy)
+    sampler = discrete.Decoder(model, policy, chunk=8)
     text: Any = (
         jax.jit(lambda key: ds.sample(key, sampler, (batch, length), check=False)).lower(KEY).compile().as_text()
     )
     sizes = [np.prod([int(d) for d in shape.split(",")]) for shape in re.findall(r"f32\[([\d,]+)\]", text)]
     assert batch * 4 * vocab <= max(sizes) < batch * length * vocab / 4  # only those of the few revealed at once
+
+
+def certain(table, x, cond):
+    return jnp.broadcast_to(table, (*x.shape, table.shape[-1]))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_many_revealed_at_once_are_drawn_in_pieces_of_slots(steps):
+    policy, length = discrete.ancestral(discrete.levels(discrete.Polynomial(), steps)), 7
+    each_its_own = jnp.where(jnp.eye(length, dtype=bool), 0.0, -jnp.inf)
+    model = discrete.from_logits(certain, each_its_own, length, length)
+    out = ds.sample(KEY, discrete.Decoder(model, policy, chunk=2), (20, length))
+    assert (np.asarray(out.x) == np.arange(length)).all()
+
+    broken = discrete.from_logits(certain, each_its_own.at[5].set(-jnp.inf), length, length)
+    with pytest.raises(FloatingPointError, match="position 5"):
+        ds.sample(KEY, discrete.Decoder(broken, policy, chunk=2), (20, length))
+
+    free = discrete.from_logits(certain, jnp.zeros((length, 3)), 3, 3)
+    x = np.asarray(ds.sample(KEY, discrete.Decoder(free, policy, chunk=2), (9000, length)).x)
+    error = np.sqrt(2 / 9 / 9000)  # of a share of 1/3; 42 shares below: 3e-4 false alarms at 4.5
+    for token in range(3):
+        np.testing.assert_array_less(np.abs((x == token).mean(axis=0) - 1 / 3), 4.5 * error)
+    for i, j in itertools.combinations(range(length), 2):  # no piece repeats the draws of another
+        assert abs((x[:, i] == x[:, j]).mean() - 1 / 3) < 4.5 * error, (i, j)
 
 
 def executions(view: Any):

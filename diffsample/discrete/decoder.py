@@ -95,7 +95,7 @@ class Decoder(TokenSampler):
             from the model. A pytree, so that its numbers are leaves.
         corrector: redraws after every update, or None. corrections: how often, a call each.
         categorical: how tokens are drawn, `inverse_cdf` or `gumbel_max`.
-        chunk: positions whose logits exist at a time, for policies that read laws at all positions.
+        chunk: positions whose logits exist at a time, where an update reads laws at more or reveals more.
 
     >>> import jax, diffsample as ds
     >>> from diffsample import discrete
@@ -211,7 +211,8 @@ class Decoder(TokenSampler):
         place, laws = self._place(state, active), Laws(self.model, state.features, state.x, self.chunk)
         chosen, memory = self.policy.select(draws.at(WHEN), laws, place, state.memory, row)
         shown = chosen.reveal & place.masked
-        positions, valid = pack(shown, state.reveal.positions.shape[1])
+        k = state.reveal.positions.shape[1]
+        positions, valid = pack(shown, k, in_place=k <= self.chunk)
         reveal, bad = self._reveal(draws.at(WHAT), laws, state, chosen, positions, valid, cond)
         x = write(state.x, positions, valid, reveal.tokens)
         if chosen.remask is not None:
@@ -238,13 +239,49 @@ class Decoder(TokenSampler):
         valid: Array,
         cond: PyTree,
     ) -> tuple[Reveal, Array]:
-        """(tokens for the slots, slots whose law was broken)."""
+        """(tokens for the slots, slots whose law was broken), in pieces of `chunk` slots, those that hold one."""
+        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        fill = functools.partial(self._fill, laws, state, chosen, count, cond)
+        batch, k = positions.shape
+        if k <= self.chunk:
+            return fill(draws, positions, valid)
+        pieces, short = -(-k // self.chunk), -k % self.chunk
+
+        def padded(slots: Array) -> Array:
+            return jnp.pad(slots, ((0, 0), (0, short)))
+
+        def piece(slots: Array, i: Any) -> Array:
+            return jax.lax.dynamic_slice_in_dim(slots, i * self.chunk, self.chunk, axis=1)
+
+        def body(i: Array, filled: Any) -> Any:
+            found = fill(draws.at(i), piece(padded(positions), i), piece(padded(valid), i))
+            return jax.tree.map(
+                lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * self.chunk, axis=1), filled, found
+            )
+
+        shapes = jax.eval_shape(lambda: fill(draws, positions[:, : self.chunk], valid[:, : self.chunk]))
+        blank = jax.tree.map(lambda s: jnp.zeros((batch, pieces * self.chunk), s.dtype), shapes)
+        needed = -(-jnp.max(count) // self.chunk)
+        filled, bad = jax.tree.map(lambda slots: slots[:, :k], jax.lax.fori_loop(0, needed, body, blank))
+        return filled._replace(positions=positions, valid=valid), bad
+
+    def _fill(
+        self,
+        laws: Laws,
+        state: State,
+        chosen: Selection,
+        count: Array,
+        cond: PyTree,
+        draws: Draws,
+        positions: Array,
+        valid: Array,
+    ) -> tuple[Reveal, Array]:
+        """The same for slots whose laws exist at once; `count` [B] is that of all slots."""
         raw = self.model.log_probs(state.features, positions)
         log_p, bad = laws.at(positions), broken(raw) & valid
         log_q = log_p
         if self.proposal is not None and chosen.tokens is None:
             before = self.model.log_probs(state.before, positions) if self._looks_back else log_p
-            count = jnp.sum(valid, axis=1, dtype=jnp.int32)
             context = Context(state.x, positions, valid, before, count, state.count, chosen.weight, cond)
             log_q = self.proposal(log_p, context)
         tokens = draws.tokens(log_q, valid) if chosen.tokens is None else gather(chosen.tokens, positions)

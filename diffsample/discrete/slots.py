@@ -5,11 +5,18 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def pack(chosen: Array, k: int) -> tuple[Array, Array]:
-    """The first k chosen positions of each row, int32 [B, k], and which slots hold one, without a sort."""
+def pack(chosen: Array, k: int, *, in_place: bool = True) -> tuple[Array, Array]:
+    """The first k chosen positions of each row, int32 [B, k], and which slots hold one.
+
+    Where k is the length, every position is the slot of its own, unless not `in_place`: then the chosen come first.
+    """
     length = chosen.shape[1]
     if k == length:
-        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), chosen.shape), chosen
+        places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), chosen.shape)
+        if in_place:
+            return places, chosen
+        order = jnp.argsort(~chosen, axis=1, stable=True).astype(jnp.int32)
+        return order, jnp.take_along_axis(chosen, order, axis=1)
     seen = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
     found = jnp.sum(seen[:, None, :] <= jnp.arange(k, dtype=jnp.int32)[None, :, None], axis=-1, dtype=jnp.int32)
     return jnp.minimum(found, length - 1), found < length
