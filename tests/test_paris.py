@@ -26,7 +26,7 @@ def bound(after, row):
 PRODUCTS = Paris(product, nothing)
 
 
-def close(values, expected, rounding=0.0):
+def assert_near(values, expected, rounding=0.0):
     """Within 4.4 standard errors (false alarm 1e-5) and the rounding of the printed number."""
     values = np.asarray(values, np.float64)
     error = values.std(axis=0) / len(values) ** 0.5
@@ -53,7 +53,7 @@ def filtered(particles, runs, paris):
 )
 def test_paris_has_the_bias_of_its_particles(particles, bias, runs):
     # the printed figures are estimates too, of a precision like ours: 0.01 covers them
-    close(filtered(particles, runs, PRODUCTS), chains.PRODUCTS + bias, rounding=0.01)
+    assert_near(filtered(particles, runs, PRODUCTS), chains.PRODUCTS + bias, rounding=0.01)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ BIASES = {10: (-0.297, -0.126, -0.062, -0.033, -0.018), 4: (-0.573, -0.358, -0.2
 @pytest.mark.parametrize("particles", [4, pytest.param(10, marks=pytest.mark.slow)])
 def test_parisian_particle_gibbs_loses_its_bias_geometrically(particles):
     estimates, _ = gibbs_estimates(particles, 1500, 5, jnp.zeros((1500, 6, 1)))
-    close(estimates, chains.PRODUCTS + np.array(BIASES[particles]), rounding=0.01)
+    assert_near(estimates, chains.PRODUCTS + np.array(BIASES[particles]), rounding=0.01)
 
 
 def test_parisian_particle_gibbs_is_unbiased_from_the_target_and_varies_less_than_its_path():
@@ -116,8 +116,8 @@ def test_parisian_particle_gibbs_is_unbiased_from_the_target_and_varies_less_tha
     runs = 6000
     x = chains.draw_paths(jax.random.key(0), runs)
     estimates, paths = (np.asarray(values[:, 0]) for values in gibbs_estimates(4, runs, 1, x))
-    close(estimates, chains.PRODUCTS)
-    close(paths, chains.PRODUCTS)
+    assert_near(estimates, chains.PRODUCTS)
+    assert_near(paths, chains.PRODUCTS)
     assert estimates.var() == pytest.approx(0.43, abs=0.035)
     assert paths.var() == pytest.approx(0.62, abs=0.05)
 
@@ -135,7 +135,7 @@ def test_parisian_particle_gibbs_states_an_honest_standard_error():
         return smc.parisian_particle_gibbs(key, model, path, 72, kernel, PRODUCTS, burn_in=8)[0]
 
     found = run(jax.random.split(jax.random.key(1), runs))
-    close(found.value, chains.PRODUCTS)
+    assert_near(found.value, chains.PRODUCTS)
     assert np.asarray(found.std_error).mean() == pytest.approx(np.asarray(found.value).std(), rel=0.35)
 
 

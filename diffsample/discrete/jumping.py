@@ -33,13 +33,6 @@ class TauLeaping(Policy):
     def steps(self) -> PyTree:
         return self.span, self.clock
 
-    @property
-    def adaptive(self) -> bool:
-        return False
-
-    def width(self, length: int) -> int:
-        return length
-
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
         return (), jnp.full(place.clock.shape, self.start, place.clock.dtype)
 

@@ -8,7 +8,7 @@ the mask's id; the law never contains the mask.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,37 @@ class MaskedModel:
         if self.mask_id < self.vocab:
             logits = jnp.where(jnp.arange(self.vocab)[None, None, :] == self.mask_id, -jnp.inf, logits)
         return logits
+
+
+class AroundModel(Protocol):
+    """A rule around a masked model, of the same tokens, network time and cost."""
+
+    model: Any
+
+    @property
+    def vocab(self) -> int:
+        """Number of tokens."""
+        return self.model.vocab
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask."""
+        return self.model.mask_id
+
+    @property
+    def time(self) -> Any:
+        """From mask probability to the network's time, or None."""
+        return self.model.time
+
+    @property
+    def hollow(self) -> bool:
+        """As the model inside."""
+        return self.model.hollow
+
+    @property
+    def evaluations(self) -> int:
+        """Those of the model inside."""
+        return self.model.evaluations
 
 
 def gather(features: PyTree, positions: Array) -> PyTree:

@@ -13,37 +13,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.discrete.model import MaskedModel
+from diffsample.discrete.model import AroundModel, MaskedModel
 from diffsample.smc.functions import Plain
 from diffsample.struct import pytree, static
 
 
 @pytree
-class GivenCondition:
+class GivenCondition(AroundModel):
     """A masked model that always sees the same condition, for example the null one; see `token_guidance`."""
 
     model: MaskedModel
     cond: PyTree  # leaves of one sequence
-
-    @property
-    def vocab(self) -> int:
-        return self.model.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.model.mask_id
-
-    @property
-    def time(self) -> Any:
-        return self.model.time
-
-    @property
-    def hollow(self) -> bool:
-        return self.model.hollow
-
-    @property
-    def evaluations(self) -> int:
-        return self.model.evaluations
 
     def __call__(self, x: Array, clock: Array, cond: PyTree) -> PyTree:
         """Features under the fixed condition."""

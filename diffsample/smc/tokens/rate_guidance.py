@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.discrete.model import gather
+from diffsample.discrete.model import AroundModel, gather
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.tokens.jump_sampler import neighbour_gains
 from diffsample.struct import pytree, static
@@ -44,34 +44,20 @@ class FirstOrderGains:
 
 
 @pytree
-class RateGuided:
-    """A masked model with guided rates c(v) ratio(v)^scale; made by `rate_guided` and `rate_guided_by_gradient`."""
+class RateGuided(AroundModel):
+    """A masked model with guided rates c(v) ratio(v)^scale; made by `rate_guided` and `rate_guided_by_gradient`.
+
+    The classifier's evaluations are not counted.
+    """
 
     model: Any
     gains: Any
     scale: Any
 
     @property
-    def vocab(self) -> int:
-        return self.model.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.model.mask_id
-
-    @property
-    def time(self) -> Any:
-        return self.model.time
-
-    @property
     def hollow(self) -> bool:
         """Not: at observed positions there is no gain."""
         return False
-
-    @property
-    def evaluations(self) -> int:
-        """Those of the model; the classifier's are not counted."""
-        return self.model.evaluations
 
     def __call__(self, x: Array, clock: Array, cond: PyTree) -> tuple[PyTree, Array]:
         """(features of the model, log-ratios [B, L, vocab])."""
