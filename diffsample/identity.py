@@ -1,22 +1,28 @@
-"""What tells samplers, keys and conditions apart on a disk: the same in every process."""
+"""What tells samplers, keys, conditions and code apart on a disk: the same in every process."""
 
+import dataclasses
+import enum
 import hashlib
 import re
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from diffsample.denoiser import PyTree
-from diffsample.placing import whole
+from diffsample.loop import Job, run_traced
+from diffsample.placing import automatic_axes, whole
 
 
 def fingerprint(sampler: PyTree, seen: dict[int, bytes] | None = None) -> str:
     """Sixteen letters that tell samplers apart: all numbers of the tree and what its static parts print as.
 
     The same in every process, so that results on a disk can be told to be of this sampler. Not read is the code of
-    functions, only their names.
+    functions, only their names; that is `program`'s part.
 
     >>> fingerprint({"scale": 2.0}) == fingerprint({"scale": 2.0}), fingerprint({"scale": 2.0}) == fingerprint({})
     (True, False)
@@ -27,6 +33,33 @@ def fingerprint(sampler: PyTree, seen: dict[int, bytes] | None = None) -> str:
     for leaf in leaves:
         found.update(digest(leaf, seen))
     return found.hexdigest()[:16]
+
+
+def program(jaxpr: ClosedJaxpr) -> str:
+    """Sixteen letters that tell programs apart: what is computed, in order, with all constants that code brought in.
+
+    The same in every process, and wherever arrays lie. An edited function gives others, if it computes something else;
+    not read is what runs on the host in a callback.
+
+    >>> one, other = (jax.make_jaxpr(lambda x, c=c: c * x)(1.0) for c in (2.0, 3.0))
+    >>> program(one) == program(one), program(one) == program(other)
+    (True, False)
+    """
+    return _read(jaxpr, {}).hex()[:16]
+
+
+def code(job: Job) -> str:
+    """`program` of a whole run, wherever its arrays lie."""
+    leaves, treedef = jax.tree.flatten(dataclasses.replace(job, plan=job.plan._replace(place=None)))
+    kinds = [jax.typeof(leaf) for leaf in leaves]
+    plain = [jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type) for kind in kinds]
+    with automatic_axes():
+        return program(_run_of_leaves.trace(treedef, plain).jaxpr)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_of_leaves(treedef: Any, leaves: list) -> Any:
+    return run_traced(jax.tree.unflatten(treedef, leaves))
 
 
 def digest(leaf: Any, seen: dict[int, bytes] | None = None) -> bytes:
@@ -53,3 +86,39 @@ def as_on_device(tree: PyTree) -> PyTree:
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is an array of typed keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _read(value: Any, seen: dict[int, bytes]) -> bytes:
+    """Hash of a value inside a program; `seen` remembers inner programs, which are often the same."""
+    if isinstance(value, ClosedJaxpr):
+        return _sum(_read(value.jaxpr, seen), *map(digest, value.consts))
+    if isinstance(value, Jaxpr):
+        if id(value) not in seen:
+            seen[id(value)] = _sum(*_lines(value, seen))
+        return seen[id(value)]
+    if isinstance(value, tuple | list):
+        return _sum(*(_read(part, seen) for part in value))
+    if isinstance(value, np.ndarray | jax.Array):
+        return digest(value)
+    plain = str | bool | int | float | complex | np.generic | np.dtype | enum.Enum | None
+    return repr(value).encode() if isinstance(value, plain) else b""  # where things lie, and functions, are not read
+
+
+def _lines(jaxpr: Jaxpr, seen: dict[int, bytes]) -> Iterator[bytes]:
+    """The equations of a program, variables by their number."""
+    numbers = {variable: i for i, variable in enumerate([*jaxpr.constvars, *jaxpr.invars])}
+
+    def name(variable: Any) -> str:
+        value = np.asarray(variable.val).tolist() if isinstance(variable, Literal) else numbers.get(variable)
+        return f"{value} {getattr(variable.aval, 'dtype', '')}{getattr(variable.aval, 'shape', '')}"
+
+    for equation in jaxpr.eqns:
+        numbers |= {variable: len(numbers) + i for i, variable in enumerate(equation.outvars)}
+        variables = [*map(name, equation.invars), "to", *map(name, equation.outvars)]
+        yield " ".join([equation.primitive.name, *variables]).encode()
+        yield from (label.encode() + _read(equation.params[label], seen) for label in sorted(equation.params))
+    yield " ".join(map(name, jaxpr.outvars)).encode()
+
+
+def _sum(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

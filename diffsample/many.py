@@ -2,26 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample import sample_store
-from diffsample.checking import Check, title
-from diffsample.denoiser import PyTree
-from diffsample.identity import as_on_device, fingerprint
+from diffsample.checking import Check
+from diffsample.counts import positive
 from diffsample.placing import over_devices, parts_of, together, whole
 from diffsample.progress import progress_bar
+from diffsample.sample_job import CODE, Given, checked
 from diffsample.sample_store import Samples, missing
 from diffsample.sampler import Sampler
 from diffsample.sampling import sample
-
-FEW = 64  # samples whose conditions identify a function
 
 
 def open_samples(path: str | Path) -> Samples:
@@ -46,11 +44,12 @@ def sample_many(
     key: Array,
     sampler: Sampler,
     n: int,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None = None,
     *,
+    x: Given = None,
     out: str | Path,
     chunk: int,
-    cond: PyTree | Callable[[np.ndarray], PyTree] = None,
+    cond: Given = None,
     first: int = 0,
     dtype: Any = None,
     sharding: NamedSharding | str | None = None,
@@ -71,7 +70,8 @@ def sample_many(
         key, sampler, check: as for `sample`. A result with more than samples (`smc.Particles`, `discrete.Decoded`) is
             stored with all its arrays, diagnostics too.
         n: number of samples, with particles a multiple of their number.
-        shape: of one sample, without the batch axis.
+        shape: of one sample, without the batch axis, started from the sampler's prior; or else
+        x: [n, ...] states at the sampler's first level, or a function of numbers as for `cond`.
         out: directory of the store, see `open_samples`; it is made, or resumed if it is of this very job.
         chunk: samples drawn at a time; also the samples of one file of a new store. Another may be used to resume.
         cond: conditions of all samples, leaves [n, ...], or a function of the numbers of samples (int64 [chunk], from
@@ -84,8 +84,8 @@ def sample_many(
         the store; `samples[a:b]` reads.
 
     Raises:
-        ValueError: bad input; a store of another key, sampler, condition, version or kind of device, which is named:
-            nothing was written.
+        ValueError: bad input; a store of another key, sampler (also one whose functions were edited since), start,
+            condition, version or kind of device, which is named: nothing was written.
         FileExistsError: `out` is something else. OSError: the disk refuses; what is committed is safe.
         NonFiniteError: with the numbers of the samples; the chunks before are safe.
 
@@ -95,30 +95,30 @@ def sample_many(
     >>> ds.sample_many(jax.random.key(0), sampler, 10, (3,), out=tempfile.mkdtemp() + "/samples", chunk=4)[9]
     array([2., 2., 2.], dtype=float32)
     """
-    n, chunk, shape = _checked(n, chunk, shape, first, cond)
-    path = Path(out).absolute()
+    job = checked(key, sampler, n, shape, x, cond, first, dtype)
+    chunk = positive("chunk", chunk)
+    path, watched = Path(out).absolute(), isinstance(check, Check) and check.every_row
     if sharding is not None:
         sharding = over_devices(sharding)
         chunk = -(-chunk // parts_of(sharding)) * parts_of(sharding)
 
     def drawn(start: int, check: bool | Check) -> Any:
-        numbers = np.minimum(np.arange(start, start + chunk), n - 1)  # behind the end, the last condition again
-        return sample(key, sampler, (chunk, *shape), cond=_conditions(cond, numbers, first), first=first + start,
-                      dtype=dtype, sharding=sharding, check=check)  # fmt: skip
+        return sample(key, sampler, sharding=sharding, check=check, **job.arguments(start, chunk))
 
     abstract = jax.eval_shape(lambda: drawn(0, False))
-    arrays = {name: _about(name, leaf, n, chunk) for name, leaf in _named(abstract).items()}
-    job = _description(key, sampler, n, shape, cond, first)
-    samples = _opened(path, job, arrays, chunk)
+    arrays = {name: _about(name, leaf, job.n, chunk) for name, leaf in _named(abstract).items()}
+    group = max(about["samples_a_row"] for about in arrays.values())
+    samples = _opened(path, job.description(group), arrays, chunk)
     jointly = sharding is not None and not sharding.is_fully_addressable
-    todo = _pieces(missing(samples.done, n), chunk)
+    todo = _pieces(missing(samples.done, job.n), chunk)
     together(f"job {path}")  # all have read what is done before one goes on
     mine = todo if jointly else todo[jax.process_index() :: jax.process_count()]
-    group = max(about["samples_a_row"] for about in arrays.values())
-    with progress_bar(n, "sample", progress and jax.process_index() == 0) as advance:
-        advance(n - sum(b - a for a, b in todo))
-        for (a, b), result in _ahead(mine, lambda a: drawn(a, False)):
-            rows = _verified(whole(result), sampler, check, lambda a=a: drawn(a, check), (first + a, first + b))
+    with progress_bar(job.n, "sample", progress and jax.process_index() == 0) as advance:
+        advance(job.n - sum(b - a for a, b in todo))
+        for (a, b), ahead in _ahead(mine, lambda a: None if watched else drawn(a, False)):
+            with _told(job.first + a, job.first + b):
+                result = drawn(a, check) if watched else ahead
+                rows = _verified(whole(result), b - a, sampler, check, lambda a=a: drawn(a, check))
             low, high = _share(a, b, group) if jointly else (a, b)
             if low < high:
                 samples.write(low, high, _cut(rows, arrays, low - a, high - a))
@@ -137,23 +137,29 @@ def _ahead(pieces: list[tuple[int, int]], draw: Callable[[int], Any]) -> Iterato
         yield piece, now
 
 
-def _verified(out: Any, sampler: Any, check: bool | Check, again: Callable[[], Any], numbers: tuple) -> Any:
-    """The result, looked at on the host; a bad chunk is drawn again for its report."""
+def _verified(out: Any, count: int, sampler: Any, check: bool | Check, again: Callable[[], Any]) -> Any:
+    """The result, its first `count` samples looked at on the host; a bad chunk is drawn again for its report."""
     if not check:
         return out
-    x = out.x if hasattr(out, "_fields") else out
+    x = (out.x if hasattr(out, "_fields") else out)[:count]
     limit = check.limit if isinstance(check, Check) else math.inf
-    flat = np.asarray(x, np.float32).reshape(len(x), -1)
+    flat = np.asarray(x, np.float32).reshape(count, -1)
     with np.errstate(over="ignore", invalid="ignore"):
         bad = not np.isfinite(flat).all() or bool((np.sqrt((flat**2).mean(axis=1)) > limit).any())
-    try:
-        if bad:
-            again()
-        getattr(sampler, "verify", lambda out: None)(out)
-    except FloatingPointError as error:
-        error.add_note(f"in the chunk of samples {numbers[0]} to {numbers[1]} of a job; the chunks before it are safe")
-        raise
+    if bad:
+        again()
+    getattr(sampler, "verify", lambda out: None)(out)
     return out
+
+
+@contextmanager
+def _told(start: int, stop: int) -> Iterator[None]:
+    """Errors inside say where in the job they are."""
+    try:
+        yield
+    except (FloatingPointError, ValueError) as error:
+        error.add_note(f"in the chunk of samples {start} to {stop} of a job; the chunks before it are safe")
+        raise
 
 
 def _pieces(gaps: list[tuple[int, int]], chunk: int) -> list[tuple[int, int]]:
@@ -191,27 +197,6 @@ def _about(name: str, leaf: Any, n: int, chunk: int) -> dict[str, Any]:
     return {"name": name, "shape": [n // each, *leaf.shape[1:]], "dtype": str(leaf.dtype), "samples_a_row": each}
 
 
-def _description(key: Array, sampler: Any, n: int, shape: tuple, cond: Any, first: int) -> dict[str, Any]:
-    """What must be equal for two runs to be of one job; one line each, for people too."""
-    import diffsample
-
-    device = jax.local_devices()[0]
-    few = _conditions(cond, np.arange(min(n, FEW)), first) if callable(cond) else cond
-    shapes = jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", jax.tree.leaves(sampler))
-    return {
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "sampler": title(sampler),
-        "parameters": fingerprint(as_on_device(sampler)),
-        "leaves": shapes if len(shapes) <= FEW else [*shapes[:FEW], f"and {len(shapes) - FEW} more"],
-        "condition": fingerprint(as_on_device(few)),
-        "n": n,
-        "shape": list(shape),
-        "first": first,
-        "versions": {"diffsample": diffsample.__version__, "jax": jax.__version__},
-        "device": f"{device.platform} {device.device_kind}",
-    }
-
-
 def _opened(path: Path, job: dict[str, Any], arrays: dict[str, Any], chunk: int) -> Samples:
     """The store of this job, made if there is none."""
     together(f"look at {path}")
@@ -224,39 +209,17 @@ def _opened(path: Path, job: dict[str, Any], arrays: dict[str, Any], chunk: int)
     together(f"nobody is at {path}")
     samples = Samples(path)
     there, here = samples.manifest["job"] | {"arrays": samples.arrays}, job | {"arrays": arrays}
-    if differ := [name for name, value in here.items() if there.get(name) != value]:
+    if differ := [name for name, value in here.items() if name != CODE and there.get(name) != value]:
         what = "; ".join(f"{name}: {_short(there.get(name))} there, {_short(here[name])} here" for name in differ)
         raise ValueError(f"{path} holds samples of another job ({what}). Choose another place, or give the arguments "
                          f"of that job; nothing was written")  # fmt: skip
+    if there.get(CODE, here[CODE]) != here[CODE]:
+        raise ValueError(f"{path} was begun with other code: a function of the sampler computes something else now. "
+                         f"Choose another place or undo the edit; to mix the two all the same, delete {CODE!r} from "
+                         f"its manifest.json. Nothing was written")  # fmt: skip
     return samples
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def _conditions(cond: Any, numbers: np.ndarray, first: int) -> Any:
-    if callable(cond):
-        return cond(numbers + first)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[numbers] if not _on_devices(leaf) else leaf[numbers], cond)
-
-
-def _on_devices(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array)
-
-
-def _checked(n: int, chunk: int, shape: tuple, first: int, cond: Any) -> tuple[int, int, tuple[int, ...]]:
-    for name, value in (("n", n), ("chunk", chunk)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-    if not isinstance(shape, tuple | list):
-        raise TypeError(f"shape must be the shape of one sample, a tuple of ints, got {shape!r}")
-    if first < 0 or first + n > 2**32:
-        raise ValueError(f"samples {first} to {first + n} leave the 2**32 numbers that keys are folded with")
-    if cond is not None and not callable(cond):
-        for path, leaf in jax.tree.leaves_with_path(cond):
-            if not np.shape(leaf) or np.shape(leaf)[0] != n:
-                raise ValueError(f"cond{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; it needs a row for "
-                                 f"each of the {n} samples, or give a function of their numbers")  # fmt: skip
-    return int(n), int(chunk), tuple(int(s) for s in shape)

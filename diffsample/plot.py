@@ -188,7 +188,8 @@ def heat_map(found: "DataArray", title: str | None = None) -> "Figure":
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     if table.size <= 200:
-        dark = table < np.nanmin(table) / 2 + np.nanmax(table) / 2  # no comparison holds for NaN
+        known = table[np.isfinite(table)]
+        dark = table < (known.min() / 2 + known.max() / 2 if known.size else 0.0)  # no comparison holds for NaN
         for (i, j), value in np.ndenumerate(table):
             axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="w" if dark[i, j] else "k")
     figure.colorbar(image, label=str(found.name or ""))

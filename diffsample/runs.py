@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.identity import as_on_device, fingerprint, is_key
+from diffsample.identity import as_on_device, code, fingerprint, is_key
 from diffsample.loop import Carry, Job, advance, begin_compiled, end_compiled, is_over, rows_of
 from diffsample.placing import automatic_axes, spread, whole
 
@@ -77,7 +77,7 @@ class Run:
 
         Raises:
             FileNotFoundError: nothing is saved there.
-            ValueError: it is of another sampler, key, condition, shape or first sample.
+            ValueError: it is of another sampler, key, condition, shape or first sample, or of other code.
         """
         from diffsample import checkpoint
 
@@ -87,8 +87,8 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{path} holds a run of another sampler or shape: {error}") from error
         if found["of"].tolist() != _identity(self.job).tolist():
-            raise ValueError(f"{path} holds a run of another sampler, key, condition or first sample; start(...) needs "
-                             f"the arguments of the run that was saved")  # fmt: skip
+            raise ValueError(f"{path} holds a run of another sampler, key, condition or first sample, or of functions "
+                             f"that were edited since; start(...) needs the arguments of that run")  # fmt: skip
         leaves, structure = jax.tree.flatten(self.carry)
         found_leaves = [_placed_as(value, leaf) for value, leaf in zip(found["carry"], leaves, strict=True)]
         return dataclasses.replace(self, carry=jax.tree.unflatten(structure, found_leaves), row=found["row"])
@@ -115,5 +115,5 @@ def _placed_as(value: np.ndarray, like: Any) -> Any:
 def _identity(job: Job) -> np.ndarray:
     """Letters that tell apart what would continue differently."""
     of = (job.sampler, job.key, job.first, job.x, job.cond, job.observer)
-    text = f"{fingerprint(as_on_device(of))} {job.plan.shape} {job.plan.dtype}"
+    text = f"{fingerprint(as_on_device(of))} {code(job)} {job.plan.shape} {job.plan.dtype}"
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from diffsample.counts import is_whole
 from diffsample.files import written_whole
 
 MANIFEST, ARRAYS, COMMITS = "manifest.json", "samples.zarr", "commits"
@@ -49,18 +50,18 @@ class Samples:
         return f"Samples({str(self.path)!r}, {n} of {len(self)} drawn, arrays {', '.join(self.arrays)})"
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        if isinstance(index, str):
-            raise TypeError(
-                f"samples[...] takes numbers of samples; samples.read({index!r}, start, stop) reads an array"
-            )
+        if not isinstance(index, slice) and not is_whole(index):
+            raise TypeError(f"samples[{index!r}]: samples[i] and samples[a:b] read samples by their numbers, "
+                            f"samples.read(name, a, b) reads other arrays")  # fmt: skip
         if not isinstance(index, slice):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
-            return self.read("x", index % len(self), index % len(self) + 1)[0]
+            at = int(index) % len(self)
+            return self.read("x", at, at + 1)[0]
         start, stop, step = index.indices(len(self))
         if step != 1:
             raise ValueError(f"samples[::{step}] would read what it throws away: read slices of step 1")
-        return self.read("x", start, stop)
+        return self.read("x", start, max(start, stop))
 
     @property
     def done(self) -> list[tuple[int, int]]:
@@ -81,13 +82,17 @@ class Samples:
         stop = len(self) if stop is None else stop
         if name not in self.arrays:
             raise KeyError(f"{name!r} is no array of this job, which has {', '.join(self.arrays)}")
+        if not 0 <= start <= stop <= len(self):
+            raise ValueError(f"samples {start} to {stop} do not lie in 0 to {len(self)}, the samples of this job")
         if start < stop and not any(a <= start and stop <= b for a, b in self.done):
             raise ValueError(f"samples {start} to {stop} are not all drawn yet, only {self.done} of {len(self)}; start "
                              f"the job again to go on")  # fmt: skip
-        return self._array(name)[_rows(self.arrays[name], start, max(start, stop))].read().result()
+        return self._array(name)[_rows(self.arrays[name], start, stop)].read().result()
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """`x` in pieces of so many samples, the last one shorter; one piece is in memory at a time."""
+        if size < 1:
+            raise ValueError(f"size={size} must be at least 1")
         for start in range(0, len(self), size):
             yield self[start : min(start + size, len(self))]
 
@@ -98,9 +103,9 @@ class Samples:
             ValueError: a range differs, named.
         """
         for a, b in sorted(committed(self.path)):
-            found = json.loads((self.path / COMMITS / commit_name(a, b)).read_text())
+            found = (self.path / COMMITS / commit_name(a, b)).read_text()
             rows = {name: self._array(name)[_rows(about, a, b)].read().result() for name, about in self.arrays.items()}
-            if checksum(rows) != found["checksum"]:
+            if found != record_of(a, b, rows):
                 raise ValueError(f"{self.path}: samples {a} to {b} are not what was written; delete "
                                  f"{commit_name(a, b)} in {COMMITS} and start the job again")  # fmt: skip
 
@@ -114,8 +119,7 @@ class Samples:
             futures = [self._array(name)[_rows(self.arrays[name], a, b)].write(rows[name]) for name in self.arrays]
             for future in futures:
                 future.result()
-            record = json.dumps({"start": a, "stop": b, "checksum": checksum(rows)})
-            write_durably(self.path / COMMITS / commit_name(a, b), record)
+            write_durably(self.path / COMMITS / commit_name(a, b), record_of(a, b, rows))
         except (OSError, ValueError) as error:
             safe = sum(stop - start for start, stop in self.done)
             raise OSError(
@@ -176,14 +180,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise FileExistsError(f"{path} is no job of samples: its {MANIFEST} cannot be read ({error})") from error
-    if manifest.get("kind") != KIND:
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise FileExistsError(f"{path} is no job of samples")
     return manifest
 
 
 def committed(path: Path) -> list[tuple[int, int]]:
     """What is drawn: (start, stop), as the names of the records say."""
-    names = (file.stem.split("-") for file in (path / COMMITS).glob("*-*.json"))
+    names = (file.stem.split("-") for file in (path / COMMITS).glob("[0-9]*-*[0-9].json"))
     return [(int(start), int(stop)) for start, stop in names]
 
 
@@ -207,6 +211,11 @@ def missing(done: list[tuple[int, int]], n: int) -> list[tuple[int, int]]:
 def commit_name(a: int, b: int) -> str:
     """The file that says samples a to b are drawn."""
     return f"{a:012d}-{b:012d}.json"
+
+
+def record_of(a: int, b: int, rows: dict[str, np.ndarray]) -> str:
+    """What that file holds."""
+    return json.dumps({"start": a, "stop": b, "checksum": checksum(rows)})
 
 
 def checksum(rows: dict[str, np.ndarray]) -> str:

@@ -83,7 +83,8 @@ def fill_from(found: "Dataset", path: Path) -> None:
     others = done.any(axis=-1) & (old["sampler"].values != found["sampler"].values[points])
     if others.any():
         where = {a: old[a].values[i].item() for a, i in zip(axes, np.argwhere(others)[0], strict=False)}
-        raise FileExistsError(_refused(path, f"was made by another sampler, condition or shape at {where}"))
+        said = f"was made by another sampler, condition or shape, or by other code at {where}"
+        raise FileExistsError(_refused(path, said))
     found["finished"].values[at] = done & (set(metrics) == set(found.data_vars) - set(OWN))
     for name in metrics:
         found[name].values[at] = old[name].values

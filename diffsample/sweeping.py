@@ -14,10 +14,13 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample import sweep_store
+from diffsample.counts import is_whole, positive
 from diffsample.denoiser import PyTree
-from diffsample.identity import fingerprint
+from diffsample.identity import code, fingerprint
+from diffsample.placing import over_devices, parts_of
 from diffsample.progress import progress_bar
 from diffsample.sampler import Sampler
+from diffsample.sampling import prepared
 from diffsample.structures import Structure, run_together, sort_by_structure, tables_alike
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def sweep(
     pad: bool = False,
     chunk: int | None = None,
     batch: int | None = None,
-    sharding: NamedSharding | None = None,
+    sharding: NamedSharding | str | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> "Dataset":
@@ -80,9 +83,10 @@ def sweep(
             as many calls as the longest.
         chunk: cells that run at a time, which bounds the memory; None runs all of a structure at once.
         batch: samples of each cell that run at a time; None runs all B.
-        sharding: `NamedSharding(mesh, PartitionSpec(axis))` spreads the cells over devices; weights go to all of them.
+        sharding: `NamedSharding(mesh, PartitionSpec(axis))`, or the name of an axis of the mesh in use, spreads the
+            cells over devices; weights go to all of them.
         out: netCDF file that holds what is finished after every chunk; where it exists, finished cells are not run
-            again. The grid, the seeds and the metrics may grow between runs.
+            again. The grid, the seeds and the metrics may grow between runs; of a metric only the name is kept.
         progress: show a tqdm bar.
 
     Returns:
@@ -94,7 +98,8 @@ def sweep(
     Raises:
         ImportError: xarray, or tqdm, is not installed.
         ValueError, TypeError: bad input, named, before anything is sampled.
-        FileExistsError: `out` is not a file of this sweep.
+        FileExistsError: `out` is not a file of this sweep, or the code of its samplers was edited since.
+        OSError: `out` cannot be written to.
 
     >>> import diffsample as ds
     >>> process, law = ds.VariancePreserving(), ds.exact.Gaussian(0.0, 1.0)
@@ -104,16 +109,20 @@ def sweep(
     ({'eta': 2, 'seed': 1}, 1)
     """
     labels, values = _named(grid)
-    job = Job(metrics, tuple(shape), cond, [jax.random.key(seed) for seed in _whole(seeds)], chunk, batch, sharding)
+    keys = [jax.random.key(seed) for seed in _whole(seeds)]
+    spread = None if sharding is None else over_devices(sharding)
+    job = Job(metrics, _check_shape(shape), cond, keys, chunk, batch, spread)
     _check(labels, job, out)
-    samplers = [sampler_of(**dict(zip(values, point, strict=True))) for point in product(*values.values())]
-    found = _blank(labels, samplers, job, list(seeds))
+    samplers = [_built(sampler_of, dict(zip(values, point, strict=True))) for point in product(*values.values())]
     path = None if out is None else Path(out)
+    found = _blank(labels, samplers, job, list(seeds), [""] * len(samplers) if path is None else _codes(samplers, job))
     if path is not None:
         sweep_store.fill_from(found, path)
     structures = sort_by_structure(tables_alike(samplers) if pad else samplers)
     found.attrs["programs"] = len(structures)
     done = found["finished"].values.reshape(len(samplers), len(seeds))  # a view: filled in place
+    if path is not None and not done.all():
+        sweep_store.write(found, path)  # a place that cannot be written to is found before anything is sampled
     with progress_bar(int((~done).sum()), "cell", progress) as advance:
         for structure, cells in _chunks(structures, done, chunk):
             _run(found, structure, cells, job)
@@ -143,10 +152,32 @@ def over_seeds(found: "Dataset") -> "Dataset":
     return means.assign({f"{name}_error": spread[name] / np.sqrt(n) for name in measured})
 
 
-def _blank(labels: dict[str, list[Any]], samplers: list[Sampler], job: Job, seeds: list[int]) -> "Dataset":
+def _built(sampler_of: Callable[..., Sampler], point: dict[str, Any]) -> Sampler:
+    sampler = sampler_of(**point)
+    if not hasattr(sampler, "nfe"):
+        raise TypeError(f"sampler_of returned {type(sampler).__name__} at {point}, which is no sampler; "
+                        f"solvers.linear(denoiser, tableau) makes one")  # fmt: skip
+    return sampler
+
+
+def _codes(samplers: list[Sampler], job: Job) -> list[str]:
+    """What each sampler computes, traced once a structure."""
+    found = [""] * len(samplers)
+    for structure in sort_by_structure(samplers):
+        first = samplers[structure.members[0]]
+        text = code(prepared(job.keys[0], first, job.shape, None, job.cond, None, 0, False, None, None))
+        for member in structure.members:
+            found[member] = text
+    return found
+
+
+def _blank(
+    labels: dict[str, list[Any]], samplers: list[Sampler], job: Job, seeds: list[int], codes: list[str]
+) -> "Dataset":
     """A Dataset without results, which knows what is to be run in each cell."""
     sizes, seen = [len(names) for names in labels.values()], {}
-    prints = np.array([fingerprint((sampler, job.cond, job.shape), seen) for sampler in samplers])
+    parts = zip(samplers, codes, strict=True)
+    prints = np.array([fingerprint((sampler, job.cond, job.shape), seen) + text for sampler, text in parts])
     calls = np.array([sampler.nfe for sampler in samplers])
     found = sweep_store.blank(labels, seeds, list(job.metrics), calls.reshape(sizes), prints.reshape(sizes))
     return found.assign_attrs(shape=np.asarray(job.shape, np.int32))
@@ -169,7 +200,7 @@ def _chunks(
 
 def _run(found: "Dataset", structure: Structure, cells: list[Cell], job: Job) -> None:
     """Samples some cells together, and writes their metrics into the Dataset."""
-    size, devices = job.chunk or len(cells), job.sharding.num_devices if job.sharding else 1
+    size, devices = job.chunk or len(cells), parts_of(job.sharding) if job.sharding else 1
     missing = -(-size // devices) * devices - len(cells)
     padded = cells + cells[-1:] * missing  # chunks of one size are one program
     results = _samples(structure, padded, job)
@@ -236,19 +267,28 @@ def _named(grid: Mapping[str, Any]) -> tuple[dict[str, list[Any]], dict[str, lis
 
 
 def _whole(seeds: Sequence[int]) -> Sequence[int]:
-    if not len(seeds) or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
-        raise ValueError(f"seeds must be different whole numbers in 0 .. 2^31 - 1, one or more, got {list(seeds)}")
-    return seeds
+    given = list(seeds) if isinstance(seeds, Iterable) else []
+    if not given or len(set(given)) < len(given) or not all(is_whole(seed) and 0 <= seed < 2**31 for seed in given):
+        raise ValueError(f"seeds must be different whole numbers in 0 .. 2^31 - 1, one or more, got {seeds!r}")
+    return given
+
+
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list) or not shape or not all(is_whole(size) and size > 0 for size in shape):
+        raise ValueError(f"shape must be (B, ...), whole numbers of at least 1, got {shape!r}")
+    return tuple(shape)
 
 
 def _check(labels: Mapping[str, list[Any]], job: Job, out: str | Path | None) -> None:
     sweep_store.xarray()
     if not labels or not job.metrics:
         raise ValueError("a sweep needs one dimension and one metric at least")
+    if not isinstance(job.metrics, Mapping) or not all(map(callable, job.metrics.values())):
+        raise TypeError(f"metrics must be functions by name, as in {{'std': np.std}}, got {job.metrics!r}")
     if taken := sorted({*labels, *job.metrics} & set(sweep_store.OWN) | set(labels) & set(job.metrics)):
         raise ValueError(f"{taken[0]!r} is the name of something else in the result: choose another")
     for name, size in (("chunk", job.chunk), ("batch", job.batch)):
-        if size is not None and size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
+        if size is not None:
+            positive(name, size)
     if out is not None and (Path(out).suffix != ".nc" or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={str(out)!r} must be a netCDF file, name.nc, in a folder that exists")

@@ -142,6 +142,19 @@ def collectives(name, sharding) -> int:
     return len(re.findall(COLLECTIVE, ds.loop.run.lower(job).compile().as_text()))
 
 
+def jobs(sharding, out: Path) -> dict:
+    """Jobs in chunks that eight devices do not divide; one that was begun on one device, with a chunk lost."""
+
+    def job(n, store):
+        sampler, cond = samplers()["draws alone"], lambda numbers: numbers % 2
+        return ds.sample_many(key(), sampler, n, (3,), out=store, chunk=5, cond=cond, sharding=sharding)[:]
+
+    shared = out.parent / "job"
+    for lost in shared.glob("commits/*10-*15.json"):
+        lost.unlink()
+    return {"draws alone/job": job(3, out.with_suffix(".three")), "draws alone/shared": job(21, shared)}
+
+
 def main(out: str, kind: str, number: int = 0, port: int = 0) -> None:
     if kind == "processes":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -152,6 +165,8 @@ def main(out: str, kind: str, number: int = 0, port: int = 0) -> None:
     folder = Path(out).parent / "runs"
     folder.mkdir(exist_ok=True)
     found = matrix(None if kind == "one" else place(), folder)
+    if kind in ("one", "eight"):
+        found |= jobs(None if kind == "one" else place(), Path(out))
     if kind == "eight":
         found |= {f"collectives/{name}": np.array(collectives(name, place())) for name in samplers()}
     found["devices"] = np.array(jax.device_count())

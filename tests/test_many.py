@@ -13,6 +13,7 @@ from test_many_devices import finish, free_port, start
 import diffsample as ds
 from diffsample import discrete, smc, solvers
 from diffsample.compiles import count_compiles
+from diffsample.sample_store import checksum, merged, missing
 
 KEY = jax.random.key(0)
 VP = ds.VariancePreserving()
@@ -25,6 +26,15 @@ def field(params, x, t, cond):
 
 def sampler_of(weight=0.5):
     return solvers.linear(ds.Network(field, weight, predicts="data"), solvers.ddpm(VP, GRID))
+
+
+def of_code(power):
+    """A sampler whose function has the same name whatever it computes."""
+
+    def edited(params, x, t, cond):
+        return jnp.tanh(params * x) ** power + cond[:, None]
+
+    return solvers.linear(ds.Network(edited, 0.5, predicts="data"), solvers.ddpm(VP, GRID))
 
 
 def parity(numbers):
@@ -66,6 +76,29 @@ def test_a_job_is_one_call_in_chunks_and_one_program(tmp_path):
     late = job(tmp_path / "d", n=13, first=10)
     np.testing.assert_array_equal(late[:], samples[10:])
     assert [len(part) for part in samples.batches(10)] == [10, 10, 3]
+    seen: list[int] = []
+    job(tmp_path / "e", n=4, first=10, cond=lambda numbers: seen.extend(numbers) or parity(numbers))
+    assert set(seen) == {10, 11, 12, 13}  # none behind the end, where there is no condition
+
+
+def test_states_are_given_as_an_array_or_a_function_of_numbers(tmp_path):
+    x = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
+    whole = ds.sample(KEY, sampler_of(), x=jnp.asarray(x), cond=parity(np.arange(23)))
+    given = ds.sample_many(KEY, sampler_of(), 23, x=x, out=tmp_path / "a", chunk=5, cond=parity)
+    np.testing.assert_allclose(given[:], whole, rtol=1e-6, atol=1e-6)
+    late = ds.sample_many(KEY, sampler_of(), 13, x=lambda i: x[i], out=tmp_path / "b", chunk=5, cond=parity, first=10)
+    np.testing.assert_array_equal(late[:], given[10:])
+    for begin, message in ((x + 1, "start"), (x[:5], r"x has shape \(5, 3\).*each of the 23"),
+                           (lambda i: x[:2], "x of 5 numbers has shape")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ds.sample_many(KEY, sampler_of(), 23, x=begin, out=tmp_path / "a", chunk=5, cond=parity)
+    for shape, begin in (((3,), x), (None, None)):
+        with pytest.raises(ValueError, match="either the shape of one sample or x"):
+            ds.sample_many(KEY, sampler_of(), 23, shape, x=begin, out=tmp_path / "a", chunk=5)
+    x[7, 1] = np.nan
+    with pytest.raises(ValueError, match=r"x\[2, 1\] = nan") as caught:
+        ds.sample_many(KEY, sampler_of(), 23, x=x, out=tmp_path / "c", chunk=5, cond=parity)
+    assert "samples 5 to 10 of a job" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("chunk", [5, 4, 8])
@@ -105,6 +138,8 @@ def test_a_store_of_another_job_is_refused_and_left_as_it_is(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"another job.*{name}.*nothing was written"):
             job(tmp_path / "a", **options)
+    with pytest.raises(ValueError, match=r"key: \[0, 0\] there, \[0, 1\] here"):
+        ds.sample_many(jax.random.key(1), sampler_of(), 23, (3,), out=tmp_path / "a", chunk=5, cond=parity)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.tex").write_text("all of it")
     with pytest.raises(FileExistsError, match="is no job of samples"):
@@ -113,6 +148,35 @@ def test_a_store_of_another_job_is_refused_and_left_as_it_is(tmp_path):
         job(tmp_path / "thesis" / "text.tex" / "a")
     assert {path: path.read_bytes() for path in content} == content
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["text.tex"]
+
+
+@pytest.mark.parametrize("name", ["shape", "versions", "device", "start", "kind"])
+def test_a_store_of_another_place_or_time_is_refused(tmp_path, name):
+    job(tmp_path / "a", n=5)
+    file = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    (manifest if name == "kind" else manifest["job"])[name] = "another"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises((ValueError, FileExistsError), match="no job of samples" if name == "kind" else name):
+        job(tmp_path / "a", n=5)
+
+
+def test_edited_code_is_refused_until_the_user_says_so(tmp_path, monkeypatch):
+    """Two functions of one name; a job, a saved run and what they were begun with."""
+    interrupted(tmp_path / "a", monkeypatch, after=2, sampler=of_code(1))
+    with pytest.raises(ValueError, match="begun with other code"):
+        job(tmp_path / "a", sampler=of_code(2))
+    given = {"shape": (4, 3), "cond": parity(np.arange(4))}
+    run = ds.start(KEY, of_code(1), **given).advance(2)
+    run.save(tmp_path / "run")
+    with pytest.raises(ValueError, match="functions that were edited"):
+        ds.start(KEY, of_code(2), **given).restore(tmp_path / "run")
+    assert ds.start(KEY, of_code(1), **given).restore(tmp_path / "run").row == 2
+    file = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["job"]["code"]
+    file.write_text(json.dumps(manifest))
+    assert job(tmp_path / "a", sampler=of_code(2), chunk=7).complete
 
 
 def test_a_full_disk_is_an_error_that_says_what_is_safe(tmp_path, monkeypatch):
@@ -141,6 +205,27 @@ def test_a_changed_byte_is_found(tmp_path):
         ds.open_samples(samples.path).verify()
 
 
+def test_every_array_is_in_the_checksum():
+    rows = {"calls": np.arange(3), "x": np.zeros((3, 2))}
+    assert checksum(rows) != checksum(rows | {"calls": np.arange(3) + 1})
+    assert checksum(rows) != checksum(rows | {"x": np.ones((3, 2))})
+
+
+def test_ranges_merge_and_leave_gaps():
+    done = merged([(8, 10), (0, 6), (2, 4), (6, 7)])
+    assert done == [(0, 7), (8, 10)] and missing(done, 12) == [(7, 8), (10, 12)] and missing([], 3) == [(0, 3)]
+
+
+def test_what_killed_processes_left_goes_and_strangers_stay(tmp_path, monkeypatch):
+    interrupted(tmp_path / "a", monkeypatch, after=2)
+    left = [tmp_path / "a" / "commits" / ".x.part", tmp_path / "a" / "samples.zarr" / "x" / "c" / "0.__lock"]
+    note = tmp_path / "a" / "commits" / "see-also.json"
+    for path in (*left, note):
+        path.write_text("")
+    assert job(tmp_path / "a").complete and not any(path.exists() for path in left) and note.exists()
+    assert json.loads((tmp_path / "a" / "samples.zarr" / "zarr.json").read_text())["node_type"] == "group"
+
+
 def test_a_bad_chunk_is_named_and_the_others_are_safe(tmp_path):
     def cond(numbers):
         return np.where(numbers == 107, np.nan, 0).astype(np.float32)
@@ -150,6 +235,34 @@ def test_a_bad_chunk_is_named_and_the_others_are_safe(tmp_path):
     assert caught.value.samples == [107]
     assert "samples 105 to 110 of a job" in caught.value.__notes__[0]
     assert ds.open_samples(tmp_path / "a").done == [(0, 5)]
+
+
+def leaps(params, x, t, cond):
+    """Far away at the first call alone."""
+    return jnp.where(t[:, None] > 0.99, params, 0.0) * cond[:, None] + 0 * x
+
+
+def test_a_check_refuses_divergence_also_in_the_middle(tmp_path):
+    deterministic = solvers.linear(ds.Network(leaps, 1e3, predicts="data"), solvers.ddim(VP, GRID))
+    with pytest.raises(ds.DivergenceError, match="beyond the limit") as caught:
+        job(tmp_path / "a", check=ds.Check(limit=1e-3))
+    assert "samples 0 to 5" in caught.value.__notes__[0]
+    assert job(tmp_path / "b", n=7, sampler=deterministic, check=ds.Check(limit=100.0)).complete
+    cond = (np.arange(7) == 6).astype(np.float32)
+    with pytest.raises(ds.DivergenceError, match=r"sample 6 .* at call 0") as caught:
+        job(tmp_path / "c", n=7, cond=cond, sampler=deterministic, check=ds.Check(limit=100.0, every_row=True))
+    assert "samples 5 to 7" in caught.value.__notes__[0] and ds.open_samples(tmp_path / "c").done == [(0, 5)]
+
+
+def test_what_a_sampler_finds_itself_is_told_with_its_chunk(tmp_path, monkeypatch):
+    def verify(self, out):
+        if np.abs(out).max() > 0:
+            raise FloatingPointError("found by the sampler")
+
+    monkeypatch.setattr(solvers.Linear, "verify", verify, raising=False)
+    with pytest.raises(FloatingPointError, match="found by the sampler") as caught:
+        job(tmp_path / "a")
+    assert "samples 0 to 5" in caught.value.__notes__[0]
 
 
 def test_particles_and_decoders_store_all_that_they_return(tmp_path):
@@ -203,8 +316,26 @@ def test_bad_arguments_are_named(tmp_path):
         ({"chunk": 0}, ValueError, "chunk=0"),
         ({"cond": np.zeros(5)}, ValueError, r"shape \(5,\).*each of the 23 samples"),
         ({"first": 2**32}, ValueError, "2\\*\\*32"),
+        ({"first": 1.5}, ValueError, "first=1.5"),
+        ({"n": True}, ValueError, "n=True"),
     ):
         with pytest.raises(kind, match=message):
             job(tmp_path / "a", **options)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ds.open_samples(tmp_path / "a")
+    with pytest.raises(TypeError, match=r"shape.*\(3.0,\)"):
+        ds.sample_many(KEY, sampler_of(), 23, (3.0,), out=tmp_path / "a", chunk=5)  # type: ignore[arg-type]
+    samples = job(tmp_path / "a", n=np.int64(7), chunk=np.int32(5))  # type: ignore[arg-type]
+    assert samples[np.int64(-1)].shape == samples[6].shape == (3,) and samples[5:3].shape == (0, 3)
+    for act, kind, message in (
+        (lambda: samples[[1, 2]], TypeError, "by their numbers"),
+        (lambda: samples["x"], TypeError, "by their numbers"),
+        (lambda: samples[7], IndexError, "7 of 7"),
+        (lambda: samples[::2], ValueError, "slices of step 1"),
+        (lambda: samples.read("x", -3), ValueError, "do not lie in 0 to 7"),
+        (lambda: samples.read("x", 3, 30), ValueError, "do not lie in 0 to 7"),
+        (lambda: samples.read("log_w"), KeyError, "no array of this job"),
+        (lambda: list(samples.batches(0)), ValueError, "size=0"),
+    ):
+        with pytest.raises(kind, match=message):
+            act()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import diffsample as ds
-from diffsample import guidance, identity, solvers, structures
+from diffsample import guidance, identity, plot, solvers, structures
 from diffsample.__main__ import main
 from diffsample.compiles import count_compiles
 
@@ -177,7 +177,7 @@ def test_a_new_metric_runs_all_cells_again(tmp_path):
         ({"grid": {"eta": [0.1, 0.2]}}, "holds also eta = 1.0"),
         ({"grid": {"beta": [0.1, 1.0]}}, r"has the axes \('eta', 'seed'\)"),
         ({"metrics": {"mean": np.mean}}, "holds also std"),
-        ({"shape": (8, 3)}, r"another sampler, condition or shape at \{'eta': 0.1\}"),
+        ({"shape": (8, 3)}, r"another sampler, condition or shape, or by other code at \{'eta': 0.1\}"),
         ({"cond": jnp.zeros(7)}, "another sampler, condition or shape"),
         ({"seeds": (1,)}, "holds also seed = 0"),
     ],
@@ -201,20 +201,87 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path):
         assert out.read_bytes() == content
 
 
+def test_cells_that_are_not_finite_are_results(tmp_path):
+    """One point of a sweep over the number of steps, which shapes the program."""
+
+    def steps_of(steps):
+        return solvers.linear(LAW, solvers.ddim(PROCESS, ds.times.uniform_logsnr(PROCESS, steps)))
+
+    found = ds.sweep(steps_of, {"steps": [2]}, {"bad": lambda x: np.nan}, (1, 3), out=tmp_path / "s.nc")
+    again = ds.sweep(steps_of, {"steps": [2]}, {"bad": np.std}, (1, 3), out=tmp_path / "s.nc")
+    assert np.isnan(found["bad"]).all() and np.isnan(again["bad"]).all() and again["finished"].all()
+    pytest.importorskip("matplotlib")
+    assert [text.get_text() for text in plot.heat_map(found["bad"]).axes[0].texts] == ["nan"]
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_anything_is_sampled():
+    with pytest.raises(OSError, match="proc"):
+        ds.sweep(sampler_of, {"eta": [0.1]}, {"std": keep(kept := [])}, SHAPE, out="/proc/s.nc")
+    assert not kept
+
+
+def of_code(power):
+    """Samplers whose function has the same name whatever it computes."""
+
+    def edited(params, x, t, cond):
+        return jnp.tanh(x) ** power
+
+    return lambda eta: solvers.linear(ds.Network(edited, predicts="data"), solvers.ddim(PROCESS, GRID, eta=eta))
+
+
+def test_edited_code_is_refused(tmp_path):
+    given = {"eta": [0.1, 0.5]}, {"std": np.std}, SHAPE
+    first = ds.sweep(of_code(1), *given, out=tmp_path / "s.nc")
+    same = ds.sweep(of_code(1), *given, out=tmp_path / "s.nc")
+    np.testing.assert_array_equal(same["std"], first["std"])
+    with pytest.raises(FileExistsError, match=r"other code at \{'eta': 0.1\}"):
+        ds.sweep(of_code(2), *given, out=tmp_path / "s.nc")
+
+
+def program_of(function, *arguments):
+    return identity.program(jax.make_jaxpr(function)(*arguments))
+
+
+def test_programs_are_told_apart_by_what_they_compute():
+    """By operations, their order, shapes, and constants inside loops; not by the numbers that come in."""
+    table = np.arange(3.0)
+    looped = lambda b, x: jax.lax.fori_loop(0, 3, lambda i, y: y * b[i], x)  # noqa: E731
+    x = jnp.ones(3)
+    different = [
+        program_of(lambda x: jnp.sin(x) - jnp.cos(x), x),
+        program_of(lambda x: jnp.cos(x) - jnp.sin(x), x),
+        program_of(lambda x: jnp.sin(x) - jnp.sin(x), x),
+        program_of(lambda x: x.sum() + 0 * x, jnp.ones(3)),
+        program_of(lambda x: x.sum() + 0 * x, jnp.ones(4)),
+        program_of(lambda x: looped(jnp.asarray(table), x), x),
+        program_of(lambda x: looped(jnp.asarray(table + 1), x), x),
+        program_of(lambda x: jnp.where(x > 0.5, x, 0.0), x),
+        program_of(lambda x: jnp.where(x > 0.6, x, 0.0), x),
+    ]
+    assert len(set(different)) == len(different)
+    assert program_of(lambda x: jnp.where(x > 0.5, x, 0.0), 2 * x) == different[-2]
+    assert identity.fingerprint(np.zeros((2, 3))) != identity.fingerprint(np.zeros((3, 2)))
+    assert identity.fingerprint(np.zeros(2, np.int32)) != identity.fingerprint(np.zeros(2, np.float32))
+
+
 def test_fingerprints_are_the_same_in_every_process():
     """Addresses of functions, which a network's structure prints, are not read; a leaf's last bit is."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_sweep as t, jax.numpy as jnp\n"
         "from diffsample import identity\n"
-        "print(identity.fingerprint(t.ds.Network(t._dense, jnp.ones(3))))"
+        "print(identity.fingerprint(t.ds.Network(t._dense, jnp.ones(3))), t.program_of(t.sampled, jnp.ones((2, 3))))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     here = identity.fingerprint(ds.Network(_dense, jnp.ones(3)))
     # the name of this module differs between the two: a function prints its own name alone
-    assert there.stdout.strip() == here
+    assert there.stdout.split() == [here, program_of(sampled, jnp.ones((2, 3)))]
     assert identity.fingerprint(ds.Network(_dense, jnp.ones(3).at[1].add(1.2e-7))) != here
     assert identity.fingerprint(ds.Network(_dense, jnp.ones(3), predicts="v")) != here
+
+
+def sampled(x):
+    return ds.sample(jax.random.key(0), guided(2.0, EIGHT["ddpm"]), x=x, check=False)
 
 
 class Tableless(NamedTuple):
@@ -253,16 +320,25 @@ def test_standard_errors_are_those_of_the_mean_over_seeds():
         ({"metrics": {"std": lambda x: "high"}}, "one number, got str"),
         ({"seeds": (0, 0)}, "different whole numbers"),
         ({"seeds": (-1,)}, "0 .. 2"),
+        ({"metrics": [np.std]}, "functions by name"),
+        ({"metrics": {"std": 3}}, "functions by name"),
+        ({"seeds": 3}, "whole numbers .*got 3"),
+        ({"seeds": (0.5,)}, "different whole numbers"),
+        ({"shape": 8}, r"shape must be \(B, ...\).*got 8"),
+        ({"shape": (0, 3)}, r"got \(0, 3\)"),
         ({"chunk": 0}, "chunk=0"),
+        ({"chunk": 1.5}, "chunk=1.5"),
+        ({"sharding": "cells"}, "'cells' is no axis of the mesh"),
+        ({"sampler_of": lambda eta: solvers.ddim(PROCESS, GRID)}, "Tableau at .*'eta': 0.1.*no sampler"),
         ({"batch": -2}, "batch=-2"),
         ({"out": "missing/s.nc"}, "folder that exists"),
         ({"out": "s.csv"}, "netCDF"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(change, said):
-    given = {"grid": {"eta": [0.1]}, "metrics": {"std": np.std}, "shape": SHAPE}
+    given = {"sampler_of": sampler_of, "grid": {"eta": [0.1]}, "metrics": {"std": np.std}, "shape": SHAPE}
     with pytest.raises((ValueError, TypeError), match=said):
-        ds.sweep(sampler_of, **{**given, **change})
+        ds.sweep(**{**given, **change})
     with pytest.raises(ValueError, match="hold none"):
         ds.sweep(tableless, {"a": [1]}, {"m": np.std}, SHAPE, pad=True)
 
@@ -272,9 +348,11 @@ import sys; sys.path.insert(0, sys.argv[1])
 import jax, numpy as np, test_sweep as t
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffsample import structures
+mesh = jax.make_mesh((8,), ("cells",))  # of explicit axes, as a user makes it
 place = NamedSharding(Mesh(np.array(jax.devices()), "cells"), PartitionSpec("cells"))
 grid, metrics = {"eta": np.linspace(0.1, 1.0, 11)}, {"mean": np.mean}
-one, many = (t.ds.sweep(t.sampler_of, grid, metrics, t.SHAPE, sharding=s) for s in (None, place))
+places = None, NamedSharding(mesh, PartitionSpec("cells"))
+one, many = (t.ds.sweep(t.sampler_of, grid, metrics, t.SHAPE, sharding=s) for s in places)
 (group,) = structures.sort_by_structure([t.sampler_of(eta) for eta in np.linspace(0.1, 1.0, 16)])
 keys = jax.random.split(jax.random.key(0), 16)
 out = structures.run_together(group, range(16), keys, t.SHAPE, None, 0, place)
