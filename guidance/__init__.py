@@ -31,7 +31,7 @@ from diffsample.guidance.output_rules import (
     rescale,
     tcfg,
 )
-from diffsample.guidance.projected import AdaptiveProjected, apg
+from diffsample.guidance.projected import AdaptiveProjected, ProjectedAfterCFG, apg, apg_mix
 from diffsample.guidance.pseudoinverse import pigdm, pigdm_as_coded
 from diffsample.guidance.replacing import mcg, replacement
 from diffsample.guidance.schedules import PiecewiseConstant, PiecewiseLinear, piecewise_constant, piecewise_linear
@@ -70,6 +70,7 @@ __all__ = [
     "Perturbed",
     "PiecewiseConstant",
     "PiecewiseLinear",
+    "ProjectedAfterCFG",
     "Relabelled",
     "Rescaled",
     "Sensing",
@@ -80,6 +81,7 @@ __all__ = [
     "acquisition_steps",
     "active_sensing",
     "apg",
+    "apg_mix",
     "autoguidance",
     "belief_entropy",
     "cads",

@@ -93,7 +93,6 @@ class ActiveSensing(Denoiser):
                              f"past the end would never be made")  # fmt: skip
 
     def init(self, x: Array) -> Sensed:
-        self._check_shapes(x)
         B, K = x.shape[0], len(self.measured)
         mask = jnp.broadcast_to(jnp.asarray(self.measured, bool), (B, K))
         return Sensed(mask, jnp.full(B, -1, jnp.int32), self.denoiser.init(x))
@@ -101,6 +100,7 @@ class ActiveSensing(Denoiser):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Sensed) -> tuple[Prediction, Sensed]:
         if jnp.ndim(at.index):
             raise ValueError("active sensing needs all particles at one step; this sampler gives each its own")
+        self._check_shapes(x)
         seen = self.entries(state.mask)
         y = jnp.repeat(jnp.asarray(self.y, x.dtype), self.particles, axis=0)
 

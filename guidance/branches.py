@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
-from diffsample.process import Level
 from diffsample.wrapping import Wrapper
 
 
@@ -82,13 +81,9 @@ def evaluate(
     if not batched:
         called = [denoiser(x, at, cond, state) for cond, state in zip(conds, states, strict=True)]
         return [prediction for prediction, _ in called], [state for _, state in called]
-    wide = Point(_repeat_level(at.now, n), _repeat_level(at.next, n), at.index, at.stage, _join([at.keys] * n))
+    wide = jax.tree.map(lambda leaf: _join([leaf] * n) if jnp.ndim(leaf) else leaf, at)
     out, new = denoiser(_join([x] * n), wide, _join(conds), _join(states))
     return _split(out, n), _split(new, n)
-
-
-def _repeat_level(level: Level, n: int) -> Level:
-    return Level(*(_join([v] * n) if jnp.ndim(v) else v for v in level))
 
 
 def _join(trees: Sequence[PyTree]) -> PyTree:

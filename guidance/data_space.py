@@ -16,9 +16,9 @@ from diffsample.guidance.measurement import (
     as_operator,
     batch_of,
     check_noise,
+    differentiable_batch_of,
     each,
     refuse_pure_noise,
-    require_gradient,
     spectral,
     spread,
 )
@@ -93,14 +93,11 @@ class ManifoldPreserving(Measured):
     y: Any
     scale: Any
 
-    def init(self, x: Array) -> PyTree:
-        require_gradient(self.operator, self.y, x)
-        return self.denoiser.init(x)
-
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
+        y = differentiable_batch_of(self.operator, self.y, x)
         (x0, eps), state = self.denoiser(x, at, cond, state)
         predicted, pull = jax.vjp(lambda x0: apply(self.operator, x0), x0)
-        (step,) = pull(batch_of(self.operator, self.y, x) - predicted)
+        (step,) = pull(y - predicted)
         return Prediction(x0 + 2 * value_at(self.scale, at.now, x) * step, eps), state
 
 

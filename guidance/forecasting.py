@@ -90,10 +90,6 @@ class ObservationGuided(Descending):
         self.denoiser.check(process, levels)
         refuse_pure_noise(levels)
 
-    def init(self, x: Array) -> PyTree:
-        observed(self.y, self.mask, x)
-        return self.denoiser.init(x)
-
     def energy(self, x0: Array, level: Level) -> Array:
         return self.loss(x0, *observed(self.y, self.mask, x0))
 
@@ -129,7 +125,6 @@ class ObservationAfterStep(Descending):
         return self.denoiser.evaluations + 2 * self.denoiser.vjps
 
     def init(self, x: Array) -> AfterStepState:
-        observed(self.y, self.mask, x)
         none = jnp.zeros(x.shape[:1], x.dtype)
         return AfterStepState(Level(none, none, none), self.denoiser.init(x))
 

@@ -13,9 +13,8 @@ from diffsample.guidance.measurement import (
     Differentiated,
     apply,
     as_operator,
-    batch_of,
     check_noise,
-    require_gradient,
+    differentiable_batch_of,
     spread,
 )
 from diffsample.guidance.schedules import scheduled, value_at
@@ -84,12 +83,8 @@ class PosteriorSampling(Descending):
     y: Any
     scale: Any
 
-    def init(self, x: Array) -> PyTree:
-        require_gradient(self.operator, self.y, x)
-        return self.denoiser.init(x)
-
     def energy(self, x0: Array, level: Level) -> Array:
-        return distance(batch_of(self.operator, self.y, x0), apply(self.operator, x0))
+        return distance(differentiable_batch_of(self.operator, self.y, x0), apply(self.operator, x0))
 
 
 @pytree
@@ -107,7 +102,8 @@ class GaussianPosteriorSampling(Differentiated):
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         def energy(x0: Array) -> Array:
-            y, noise = batch_of(self.operator, self.y, x0), spread(self.sigma_y, at.now, x0)
+            y = differentiable_batch_of(self.operator, self.y, x0)
+            noise = spread(self.sigma_y, at.now, x0)
             return 0.5 * (distance(y, apply(self.operator, x0)) / noise) ** 2
 
         prediction, state, gradient = descend(self.denoiser, energy, x, at, cond, state)

@@ -5,13 +5,12 @@ from typing import Any
 import jax
 from jax import Array
 
-from diffsample.denoiser import Denoiser, PyTree
+from diffsample.denoiser import Denoiser
 from diffsample.guidance.gradients import Descending, distance
 from diffsample.guidance.measurement import (
     apply,
     as_operator,
-    batch_of,
-    require_gradient,
+    differentiable_batch_of,
     spread,
 )
 from diffsample.guidance.schedules import scheduled
@@ -36,14 +35,9 @@ class LatentPosteriorSampling(Descending):
         """The two weights are the energy's own."""
         return 1.0
 
-    def init(self, x: Array) -> PyTree:
-        decoded = jax.eval_shape(lambda x: apply(self.decode, x), x)
-        require_gradient(self.operator, self.y, decoded)
-        return self.denoiser.init(x)
-
     def energy(self, x0: Array, level: Level) -> Array:
         image = apply(self.decode, x0)
-        y = batch_of(self.operator, self.y, image)
+        y = differentiable_batch_of(self.operator, self.y, image)
         predicted, push = jax.linearize(lambda image: apply(self.operator, image), image)
         (difference,) = jax.linear_transpose(push, image)(y - predicted)
         glued = apply(self.encode, image + difference)  # A'y + (I - A'A) image

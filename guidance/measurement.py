@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import PyTree
 from diffsample.guidance.schedules import value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
@@ -150,11 +149,6 @@ class Measured(Wrapper, Protocol):
         """No: eps is kept, or made anew, while x0 moves."""
         return False
 
-    def init(self, x: Array) -> PyTree:
-        """The denoiser's memory; raises where the operator or y does not fit x."""
-        batch_of(self.operator, self.y, x)
-        return self.denoiser.init(x)
-
 
 class Differentiated(Measured, Protocol):
     """A rule that pulls one vector a call back through the denoiser, and through the operator."""
@@ -169,11 +163,6 @@ class Differentiated(Measured, Protocol):
         self.denoiser.check(process, levels)
         refuse_pure_noise(levels)
 
-    def init(self, x: Array) -> PyTree:
-        """The denoiser's memory; raises where the operator has no gradient or does not fit x."""
-        require_gradient(self.operator, self.y, x)
-        return self.denoiser.init(x)
-
 
 def refuse_pure_noise(levels: Level) -> None:
     """Raise ValueError where some level has alpha = 0."""
@@ -183,9 +172,23 @@ def refuse_pure_noise(levels: Level) -> None:
                          f"the grid a little later, for example at t = 0.999")  # fmt: skip
 
 
+def differentiable_batch_of(operator: Any, y: Any, x: Array) -> Array:
+    """`batch_of`, for a rule that needs the operator's gradient.
+
+    Raises:
+        ValueError, TypeError: as `batch_of`; no gradient flows through the operator at samples like x.
+    """
+    y = batch_of(operator, y, x)
+    require_gradient(operator, y, x)
+    return y
+
+
 def require_gradient(operator: Any, y: Any, x: Any) -> None:
-    """Raise unless y fits and gradients flow through the operator at samples like x; traces it, computes nothing."""
-    y = jax.eval_shape(partial(batch_of, operator), y, x)
+    """Raise unless gradients flow from y through the operator at samples like x; traces it, computes nothing.
+
+    Args:
+        y, x: batches of measurements and of samples, or their shapes.
+    """
 
     def pulled(x: Array, y: Array) -> Array:
         return jax.vjp(partial(apply, operator), x)[1](y)[0]

@@ -20,9 +20,8 @@ from diffsample.guidance.measurement import (
     Differentiated,
     apply,
     as_operator,
-    batch_of,
     check_noise,
-    require_gradient,
+    differentiable_batch_of,
     spread,
 )
 from diffsample.guidance.schedules import scheduled
@@ -62,13 +61,14 @@ class MomentMatching(Differentiated, Protocol):
             (x0, eps), memory = self.denoiser(x, at, cond, state)
             return x0, (eps, memory)
 
+        y = differentiable_batch_of(self.operator, self.y, x)
         x0, pull, (eps, memory) = jax.vjp(denoise, x, has_aux=True)
         alpha, sigma = expand(at.now.alpha, x), expand(at.now.sigma, x)
         predicted, push = jax.linearize(partial(apply, self.operator), x0)
         adjoint = jax.linear_transpose(push, x0)
         shift = self.correction(
             Linearised(
-                batch_of(self.operator, self.y, x) - predicted,
+                y - predicted,
                 lambda v: sigma**2 / alpha * pull(adjoint(v)[0])[0],
                 push,
                 spread(self.sigma_y, at.now, x) ** 2,
@@ -92,15 +92,10 @@ class FullMoments(MomentMatching):
         """One a number measured through every evaluation, and the denoiser's own."""
         return self.size * self.denoiser.evaluations + self.denoiser.vjps
 
-    def init(self, x: Array) -> PyTree:
-        found = batch_of(self.operator, self.y, x)
-        if found[0].size != self.size:
-            raise ValueError(f"tmpd was told of {self.size} numbers a measurement, the operator gives {found[0].size}")
-        require_gradient(self.operator, self.y, x)
-        return self.denoiser.init(x)
-
     def correction(self, local: Linearised) -> Array:
         r = local.residual
+        if r[0].size != self.size:
+            raise ValueError(f"tmpd was told of {self.size} numbers a measurement, the operator gives {r[0].size}")
         units = jnp.eye(self.size, dtype=r.dtype).reshape(self.size, 1, *r.shape[1:])
         w, rows = jax.vmap(lambda unit: local.product(jnp.broadcast_to(unit, r.shape)))(units)
         M = rows.reshape(self.size, r.shape[0], self.size).transpose(1, 2, 0)  # M[b, i, j] = (M e_j)_i

@@ -87,12 +87,13 @@ class Nudged(Wrapper):
 
         slope = gradient(value, x / alpha / jnp.maximum(size, 1))
         move = alpha * size * self._amount(at, x) * slope / positive(_rms(slope))
-        return self.denoiser(x + jnp.where(at.stage == 0, move, 0), at, cond, state)
+        return self.denoiser(x + jnp.where(expand(at.stage, x) == 0, move, 0), at, cond, state)
 
     def _amount(self, at: Point, x: Array) -> Array:
-        size, sway, n = value_at(self.size, at.now, x), value_at(self.sway, at.now, x), jnp.asarray(self.steps, x.dtype)
-        falling = jnp.maximum(size * (n + 1 - at.index) / (n + 1), 1e-5)
-        return falling + size * sway * jnp.sin(jnp.pi * at.index / n)
+        size, sway = value_at(self.size, at.now, x), value_at(self.sway, at.now, x)
+        n, i = jnp.asarray(self.steps, x.dtype), expand(at.index, x)
+        falling = jnp.maximum(size * (n + 1 - i) / (n + 1), 1e-5)
+        return falling + size * sway * jnp.sin(jnp.pi * i / n)
 
 
 def elucd(

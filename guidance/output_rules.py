@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, from_velocity
+from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand, from_velocity
 from diffsample.guidance.branches import Branches, TwoBranches, both
 from diffsample.guidance.projected import inner, positive
 from diffsample.guidance.schedules import scheduled, value_at
@@ -73,7 +73,8 @@ class ZeroStar(OnOutputs):
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
         guided, state = OnOutputs.__call__(self, x, at, cond, state)
         still = from_velocity(x, jnp.zeros_like(x), at.now)
-        return jax.tree.map(lambda a, b: jnp.where(at.index < self.zero_steps, a, b), still, guided), state
+        waiting = expand(at.index, x) < self.zero_steps
+        return jax.tree.map(lambda a, b: jnp.where(waiting, a, b), still, guided), state
 
 
 @pytree

@@ -12,9 +12,9 @@ from diffsample.guidance.measurement import (
     Differentiated,
     Spectral,
     apply,
-    batch_of,
     check_in_range,
     check_noise,
+    differentiable_batch_of,
     each,
     invertible,
     pinv,
@@ -41,7 +41,7 @@ class PseudoinverseGuided(Differentiated):
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         prediction, state, pull = _pullback(self.denoiser, x, at, cond, state)
-        residual = batch_of(self.operator, self.y, x) - apply(self.operator, prediction.x0)
+        residual = differentiable_batch_of(self.operator, self.y, x) - apply(self.operator, prediction.x0)
         spread_var, noise_var = posterior_var(at.now, self.data_var, x), spread(self.sigma_y, at.now, x) ** 2
         score = pull(each(self.operator, weighted_residual, residual, spread_var, noise_var))
         return add_score(prediction, score, at), state
@@ -57,7 +57,7 @@ class PseudoinverseGuidedAsCoded(Differentiated):
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         prediction, state, pull = _pullback(self.denoiser, x, at, cond, state)
-        residual = batch_of(self.operator, self.y, x) - apply(self.operator, prediction.x0)
+        residual = differentiable_batch_of(self.operator, self.y, x) - apply(self.operator, prediction.x0)
         shift = expand(at.now.alpha, x) * pull(pinv(self.operator, residual))
         return Prediction(prediction.x0 + shift, prediction.eps), state
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, eps_from_x0, expand
 from diffsample.guidance.gradients import distance
-from diffsample.guidance.measurement import Differentiated, apply, as_operator, batch_of, spread
+from diffsample.guidance.measurement import Differentiated, apply, as_operator, differentiable_batch_of, spread
 from diffsample.guidance.schedules import scheduled
 from diffsample.process import Level
 from diffsample.sampler import fold, normal
@@ -56,7 +56,7 @@ class SecondOrder(Differentiated):
         def objective(x: Array) -> tuple[Array, tuple[Array, PyTree]]:
             here, memory = self.denoiser(x, first, cond, state)
             there, _ = self.denoiser(x + expand(probe, x) * z, second, cond, state)
-            misfit = distance(batch_of(self.operator, self.y, x), apply(self.operator, here.x0))
+            misfit = distance(differentiable_batch_of(self.operator, self.y, x), apply(self.operator, here.x0))
             total = scale * misfit + curvature / z[0].size * probed_trace(here, there, z, at.now, probe)
             return -total.sum(), (here.x0, memory)
 

@@ -14,9 +14,8 @@ from diffsample.guidance.measurement import (
     PerSample,
     apply,
     as_operator,
-    batch_of,
+    differentiable_batch_of,
     pinv,
-    require_gradient,
 )
 from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.sampler import fold, normal
@@ -43,9 +42,8 @@ class Regularised(Measured):
     optimiser: optax.GradientTransformation = static()
 
     def init(self, x: Array) -> Optimisation:
-        require_gradient(self.operator, self.y, x)
         inside = self.operator.operator if isinstance(self.operator, PerSample) else self.operator
-        y = batch_of(self.operator, self.y, x)
+        y = differentiable_batch_of(self.operator, self.y, x)
         mean = pinv(self.operator, y) if isinstance(inside, Invertible) else jnp.zeros_like(x)
         return Optimisation(self.denoiser.init(x), mean, jax.vmap(self.optimiser.init)(mean))
 
@@ -55,14 +53,13 @@ class Regularised(Measured):
         noisy = alpha * state.mean + sigma * z
         (_, eps), memory = self.denoiser(noisy, at._replace(keys=fold(at.keys, 1)), cond, state.denoiser)
         predicted, pull = jax.vjp(lambda mean: apply(self.operator, mean), state.mean)
-        (misfit,) = pull(predicted - batch_of(self.operator, self.y, x))
+        (misfit,) = pull(predicted - differentiable_batch_of(self.operator, self.y, x))
         gradient = misfit + value_at(self.weight, at.now, x) * sigma / alpha * (eps - z)
         update: Any
         update, optimiser = jax.vmap(self.optimiser.update)(gradient, state.optimiser, state.mean)
         mean = state.mean - value_at(self.rate, at.now, x) * update
         new = Optimisation(memory, mean, optimiser)
-        first = at.stage == 0
-        new = jax.tree.map(lambda new, old: jnp.where(first, new, old), new, state)
+        new = jax.tree.map(lambda new, old: jnp.where(expand(at.stage, new) == 0, new, old), new, state)
         return Prediction(new.mean, z), new
 
 

@@ -75,6 +75,31 @@ def test_apg_memory_advances_on_the_first_call_of_a_step_only(x64):
     np.testing.assert_allclose(committed.average[0], (1, 0, 1))
 
 
+def test_the_mix_is_cfg_at_first_while_apgs_momentum_already_runs(x64):
+    """The momentum run again: plain CFG in steps 0 and 1, then what APG says after all three."""
+    pairs = [((3, 4, 0), (1, 4, -2)), ((2, 4, 1), (1, 3, 0)), ((1, 1, 1), (0, 2, 0))]
+    expected = [(7, 4, 4), (4, 6, 3), (3.5, -4, 3.5)]
+    x, state = jnp.zeros((1, 3)), None
+    for index, (pair, output) in enumerate(zip(pairs, expected, strict=True)):
+        rule = guidance.apg_mix(answers(*pair), 1, 3.0, 4.0, cfg_steps=2, radius=2.5, space=guidance.DATA)
+        at = point()._replace(index=jnp.int32(index))
+        (x0, _), state = rule(x, at, jnp.array([0]), rule.init(x) if state is None else state)
+        np.testing.assert_allclose(x0[0], output, atol=1e-9)
+    assert state is not None and state.average is not None
+    np.testing.assert_allclose(state.average[0], (1, -1.5, 1), atol=1e-12)
+
+
+def test_apg_in_another_space_is_apg_of_its_outputs(x64):
+    """The golden vectors as noise, v and velocity: diffusers' reading of the rule."""
+    level, x = ds.Level(0.5, 0.6, 0.8), jnp.array([[0.3, -1.0, 0.5]])
+    for kind, space in (("noise", guidance.NOISE), ("v", guidance.V), ("velocity", guidance.VELOCITY)):
+        network = ds.Network(two_answers, answers((3, 4, 0), (1, 4, -2)).params, predicts=kind)
+        rule = guidance.apg(network, 1, 4.0, radius=1.0, eta=0.5, space=space)
+        found, _ = rule(x, point(level=level), jnp.array([0]), rule.init(x))
+        np.testing.assert_allclose(space.output(found, level)[0], GOLDEN[3][2], atol=1e-9)
+        np.testing.assert_allclose(0.6 * found.x0 + 0.8 * found.eps, x, atol=1e-12)
+
+
 def test_apg_laws(x64):
     key = jax.random.key(1)
     c, u = jax.random.normal(key, (2, 3), jnp.float64)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import GUIDANCE, counted
+from methods import GUIDANCE, counted, two_logits
 
 import diffsample as ds
-from diffsample import solvers
+from diffsample import guidance, solvers
 from diffsample.guidance.spaces import DATA, NOISE, VELOCITY, V
 
 KINDS = ("noise", "data", "v", "velocity", "score")
@@ -111,6 +111,35 @@ def test_memory_keeps_its_structure_and_another_number_traces_nothing(row):
     count = len(TRACES)
     call(row.build(network(), 3.5), X, LABELS, KEYS)
     assert len(TRACES) == count
+
+
+@rules()
+def test_samples_may_stand_at_steps_of_their_own(row):
+    """Levels, index and stage [B], as speculative sampling gives them, alone and in the branches of CFG."""
+    own = jax.tree.map(lambda leaf: leaf if leaf.ndim else jnp.broadcast_to(leaf, 4), point())
+    rule = row.build(network(), 2.5)
+    for denoiser in (rule, guidance.cfg(rule, 2, 2.0)):
+        asked = (X, own, LABELS, jax.eval_shape(denoiser.init, X))
+        prediction, state = jax.eval_shape(denoiser, *asked)
+        assert prediction.x0.shape == prediction.eps.shape == X.shape
+        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, asked[-1])
+
+
+def test_steps_of_their_own_decide_for_each_sample():
+    """CFG-Zero* holds still, APG-mix is CFG, and APG keeps its sum, each where that sample's step says so."""
+    own = point()._replace(index=jnp.array([0, 1, 5, 2]), stage=jnp.array([0, 1, 0, 1]))
+    for build in (
+        lambda: guidance.cfg_zero(network(), 2, 3.0, zero_steps=2),
+        lambda: guidance.apg_mix(network(), 2, 3.0, 5.0, cfg_steps=2, momentum=-0.5),
+        lambda: guidance.elucd_nudge(network(), two_logits, 9, size=0.5),
+    ):
+        rule = build()
+        found, state = rule(X, own, LABELS, rule.init(X))
+        for i in range(4):
+            same = own._replace(index=own.index[i], stage=own.stage[i])
+            expected, kept = rule(X, same, LABELS, rule.init(X))
+            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], (found, state)),
+                         jax.tree.map(lambda leaf, i=i: leaf[i], (expected, kept)))  # fmt: skip
 
 
 @rules()

@@ -97,6 +97,29 @@ def test_cost_is_the_declared_one(name):
     assert COUNTS == {"evaluations": rule.evaluations, "vjps": rule.vjps}
 
 
+@pytest.mark.parametrize("name", [name for name in INVERSE if name != "red_diff"])  # whose memory is made from y
+def test_memory_can_be_laid_out_for_any_batch(name):
+    """Particle methods ask for the memory of twice the batch; y belongs to the call."""
+    rule = INVERSE[name](NETWORK, MANY, WEIGHTS)
+    for batch in (4, 8):
+        shapes = jax.eval_shape(rule.init, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
+        assert all(leaf.shape[0] == batch for leaf in jax.tree.leaves(shapes))
+
+
+def test_every_group_of_particles_has_its_own_measurement():
+    def reward(before, view):
+        return -(view.prediction.x0**2).sum(axis=1)
+
+    def cloud(y):
+        rule = guidance.dps(NETWORK, guidance.operators.mask([1.0, 0.0, 1.0]), ds.smc.repeat(y, 2), 0.4)
+        sampler = ds.smc.feynman_kac(solvers.linear(rule, solvers.ddpm(VP, GRID)), reward, particles=2)
+        return ds.sample(KEY, sampler, (4, 3)).x
+
+    both, other = cloud(MANY[:2]), cloud(MANY[:2].at[1].multiply(-1.0))
+    np.testing.assert_array_equal(both[:2], other[:2])
+    assert np.abs(both[2:] - other[2:]).max() > 1e-2
+
+
 def test_cost_of_rules_around_rules_adds_up():
     """DPS around CFG pulls back through both branches; MMPS around DPS through DPS's evaluation, twice."""
     law = ds.exact.Switch((ds.exact.Gaussian(0.0, 1.0), ds.exact.Gaussian(1.0, 1.0)))

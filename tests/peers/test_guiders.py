@@ -25,13 +25,13 @@ DATA = np.random.default_rng(0).normal(size=(3, 2, 4, 6))  # three outputs of tw
 
 
 def table(params, x, t, cond):
-    return params[cond, jnp.arange(len(cond)) % params.shape[1]]
+    return params[cond, x.reshape(len(x), -1)[:, 0].astype(int)]  # x is the sample's number, in any order of branches
 
 
 def ours(build, outputs=DATA, kind="velocity", state=None, index=9):
     """The rule's output in the network's own space, and its memory."""
     rule = build(ds.Network(table, jnp.asarray(outputs), predicts=kind))
-    x = jnp.zeros(outputs.shape[1:])
+    x = jnp.ones(outputs.shape[1:]) * jnp.arange(outputs.shape[1]).reshape(-1, *(1,) * (outputs.ndim - 2))
     at = ds.Point(LEVEL, LEVEL, jnp.int32(index), jnp.int32(0), jax.random.split(jax.random.key(0), len(x)))
     prediction, state = rule(x, at, jnp.zeros(len(x), int), rule.init(x) if state is None else state)
     return (prediction.x0 if kind == "data" else prediction.eps - prediction.x0), state
@@ -59,6 +59,30 @@ def test_apg_with_momentum_is_theirs(x64, radius, eta):
         found, state = ours(build, outputs, "data", state)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-10, atol=1e-11)
         np.testing.assert_allclose(state.average, buffer.running_average.numpy(), rtol=1e-10, atol=1e-11)
+
+
+def test_apg_on_raw_outputs_is_their_guider(x64):
+    guider = guiders.AdaptiveProjectedGuidance(
+        guidance_scale=3.0, adaptive_projected_guidance_rescale=1.5, eta=0.3, use_original_formulation=True
+    )
+    found, _ = ours(lambda d: guidance.apg(d, 1, 4.0, radius=1.5, eta=0.3, space=guidance.VELOCITY))
+    np.testing.assert_allclose(found, theirs(guider), rtol=1e-10, atol=1e-11)
+
+
+def test_apg_mix_is_theirs(x64):
+    """With one formula for both scales (w - 1 times the difference, from the conditional output)."""
+    guider = guiders.AdaptiveProjectedMixGuidance(
+        guidance_scale=2.5, adaptive_projected_guidance_scale=9.0, use_original_formulation=True
+    )
+    state = None
+    for step in range(8):
+        outputs = 5 * np.roll(DATA, step, axis=-1) + step
+        guider.set_state(step=step, num_inference_steps=20, timestep=torch.tensor(0.0))
+        if step == 0:
+            guider.prepare_inputs({})  # makes the buffer
+        expected = guider.forward(*map(torch.tensor, outputs[:2])).pred.numpy()
+        found, state = ours(lambda d: guidance.apg_mix(d, 1), outputs, state=state, index=step)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_cfg_and_rescale_are_theirs(x64):
