@@ -55,6 +55,11 @@ class View(NamedTuple):
         return -self.eps / expand(self.level.sigma, self.x)
 
 
+def with_cond(view: Any, cond: PyTree) -> Any:
+    """A view that also shows the run's condition, where it has a field for it."""
+    return view._replace(cond=cond) if "cond" in view._fields else view
+
+
 class Kernel(NamedTuple):
     """The Gaussian law N(mean, std^2 I) of a state that is about to be drawn."""
 

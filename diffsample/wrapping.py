@@ -1,6 +1,8 @@
-"""Denoisers around one denoiser: what they say of themselves where they add nothing, and one condition for all."""
+"""Denoisers around one denoiser, and samplers around one sampler: what they say of themselves where they add nothing;
+and one condition for all.
+"""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,75 @@ class Wrapper(Denoiser, Protocol):
     def init(self, x: Array) -> PyTree:
         """The denoiser's memory."""
         return self.denoiser.init(x)
+
+
+class SamplerWrapper(Protocol):
+    """A sampler with the states of another: what a class does not define is that sampler's.
+
+    What a sampler may lack (`draws`, `done`, `dtype`, `admit`, `verify`) is there where the one inside has it. A
+    transition kernel is not among these: a wrapper whose moves are other moves has another.
+    """
+
+    sampler: Any
+
+    @property
+    def nfe(self) -> int:
+        """The sampler's."""
+        return self.sampler.nfe
+
+    @property
+    def steps(self) -> PyTree:
+        """The sampler's."""
+        return self.sampler.steps
+
+    @property
+    def draws(self) -> Any:
+        """The sampler's."""
+        return self.sampler.draws
+
+    @property
+    def done(self) -> Any:
+        """The sampler's."""
+        return self.sampler.done
+
+    @property
+    def dtype(self) -> Any:
+        """The sampler's."""
+        return self.sampler.dtype
+
+    @property
+    def admit(self) -> Any:
+        """The sampler's."""
+        return self.sampler.admit
+
+    @property
+    def verify(self) -> Any:
+        """The sampler's."""
+        return self.sampler.verify
+
+    def settled(self, state: PyTree) -> bool:
+        """The sampler's."""
+        return self.sampler.settled(state)
+
+    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The sampler's."""
+        return self.sampler.prior(keys, shape, dtype)
+
+    def init(self, keys: Array, x: Array, cond: PyTree) -> PyTree:
+        """The sampler's."""
+        return self.sampler.init(keys, x, cond)
+
+    def step(self, keys: Array, state: PyTree, step: PyTree, cond: PyTree) -> PyTree:
+        """The sampler's."""
+        return self.sampler.step(keys, state, step, cond)
+
+    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Any:
+        """The sampler's."""
+        return self.sampler.finish(keys, state, cond)
+
+    def view(self, state: PyTree) -> Any:
+        """The sampler's."""
+        return self.sampler.view(state)
 
 
 @pytree

@@ -84,6 +84,11 @@ class TargetShift:
     def steps(self) -> TargetRow:
         return TargetRow(self.base.rows, self.shifts, self.center)
 
+    @property
+    def draws(self) -> Array:
+        """[n] whether the move before each call draws noise."""
+        return self.base.draws
+
     def check(self) -> None:
         self.base.check()
 

@@ -73,6 +73,10 @@ def test_unobserved_directions_are_the_samplers_own_and_rows_share_a_program():
         (lambda: smc.mcgdiff(sampler(5), [[1.0, 0.0]], [1.0, 2.0], 0.1, particles=4), "must be"),
         (lambda: smc.mcgdiff(sampler(5), [[1.0, 0.0], [2.0, 0.0]], [1.0, 2.0], 0.1, particles=4), "full row rank"),
         (lambda: smc.mcgdiff(sampler(5), [[1.0, 0.0]], [1.0], -0.1, particles=4), ">= 0"),
+        (
+            lambda: ds.sample(KEY, smc.mcgdiff(sampler(5), [[1.0, 0.0]], [1.0], 0.1, particles=4), (4, 3)),
+            r"vectors of 2 numbers, and the samples \(4, 3\) hold 3 each",
+        ),
     ],
 )
 def test_bad_measurements_are_named(make, said):

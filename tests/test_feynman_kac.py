@@ -18,6 +18,7 @@ VP = ds.VariancePreserving()
 GRID = ds.times.uniform_logsnr(VP, 12)
 KEY = jax.random.key(0)
 NOT_A_SAMPLER: Any = 3.0
+WRONG: Any = 0.5
 
 
 def sampler(steps: int = 12) -> solvers.Linear:
@@ -57,13 +58,29 @@ def test_reward_tilt_of_a_gaussian_has_the_closed_form_normaliser_and_moments():
         assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values))  # false alarms: 6e-5 each
 
 
-def test_constant_potential_adds_up_in_log_z_and_leaves_weights_uniform():
-    fk = smc.feynman_kac(sampler(), lambda before, after: jnp.full(after.x.shape[:1], 0.25), particles=4)
-    out = ds.sample(KEY, fk, (8,))
+def quarter(before: ds.View, after: ds.View) -> jax.Array:
+    return jnp.full(after.x.shape[:1], 0.25)
+
+
+@pytest.mark.parametrize(("policy", "resamplings"), [(smc.ess(0.5), 0), (smc.always, 11), (smc.every(3), 3)])
+def test_constant_potential_adds_up_in_log_z_and_leaves_weights_uniform(policy, resamplings):
+    out = ds.sample(KEY, smc.feynman_kac(sampler(), quarter, particles=5, policy=policy), (10,))
     np.testing.assert_allclose(out.log_z, 11 * 0.25, rtol=1e-6)
-    np.testing.assert_allclose(out.weights, 0.25, rtol=1e-6)
-    np.testing.assert_array_equal(out.x, ds.sample(KEY, sampler(), (8,)))
-    assert not out.diagnostics.resampled.any()
+    np.testing.assert_allclose(out.weights, 0.2, rtol=1e-6)
+    np.testing.assert_array_equal(out.x, ds.sample(KEY, sampler(), (10,)))  # equal weights leave one copy of each
+    assert (out.diagnostics.resampled.sum(axis=1) == resamplings).all()
+
+
+def test_a_constant_in_the_potential_changes_log_z_alone():
+    tilted, lifted = (
+        ds.sample(KEY, smc.feynman_kac(sampler(), potential, particles=5), (15,))
+        for potential in (Tilt(), smc.combine(Tilt(), quarter))
+    )
+    assert tilted.diagnostics.resampled.any()
+    np.testing.assert_allclose(lifted.log_z - tilted.log_z, 11 * 0.25, rtol=1e-4)
+    np.testing.assert_allclose(lifted.weights, tilted.weights, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(lifted.diagnostics.eve, tilted.diagnostics.eve)
+    np.testing.assert_allclose(lifted.x, tilted.x, rtol=1e-6)
 
 
 def test_without_resampling_it_is_importance_sampling_of_the_samplers_own_samples():
@@ -249,12 +266,37 @@ def test_broken_potential_is_reported_with_row_and_group(value, which, said):
     np.testing.assert_array_equal(out.log_z == -jnp.inf, [False, value == -jnp.inf, False])
 
 
+def test_the_first_failure_of_a_run_is_the_one_that_is_named():
+    first, later = Broken(-jnp.inf, 4, jnp.arange(4)), Broken(jnp.nan, 7, jnp.array([5]))
+    with pytest.raises(FloatingPointError, match=r"weight 0 .* first at row 4 in group 0 .1 other groups fail too"):
+        ds.sample(KEY, smc.feynman_kac(sampler(), smc.combine(first, later), particles=4), (12,))
+
+
+def test_a_constraint_on_guesses_is_reported_and_one_on_results_is_exact():
+    def constraint(x0: jax.Array, cond: Any) -> jax.Array:
+        return jnp.where(x0 > 0.0, 0.0, -jnp.inf)
+
+    with pytest.raises(FloatingPointError, match=r"NaN or .inf for .* first at row 0"):
+        ds.sample(KEY, smc.feynman_kac(sampler(), smc.fk_difference(constraint), particles=8, policy=smc.always), (8,))
+    soft = smc.fk_difference(constraint, value=lambda view, cond: jnp.minimum(view.x0, 0.0))
+    out = ds.sample(KEY, smc.feynman_kac(sampler(), soft, particles=64), (200 * 64,))
+    z = 2 * np.exp(out.log_z)
+    assert abs(z.mean() - 1) < 4 * z.std() / np.sqrt(200) and z.std() < 0.5  # P(x > 0) = 1/2
+    assert (out.x[out.log_w.ravel() > -jnp.inf] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
         (lambda: smc.feynman_kac(sampler(), Tilt(), particles=1), ValueError, "particles=1 must"),
         (lambda: smc.feynman_kac(NOT_A_SAMPLER, Tilt(), particles=4), TypeError, "needs a sampler"),
         (lambda: smc.feynman_kac(sampler(), 3.0, particles=4), TypeError, "a potential is"),
+        (lambda: smc.feynman_kac(sampler(), smc.Potential, particles=4), TypeError, "a potential is"),
+        (
+            lambda: smc.feynman_kac(sampler(), Tilt(), particles=4, policy=WRONG),
+            TypeError,
+            r"such as ess.0.5., got 0.5",
+        ),
         (lambda: smc.ess(1.5), ValueError, "threshold=1.5"),
         (lambda: smc.every(0), ValueError, "every.m=0"),
         (lambda: smc.window(3, 2, smc.always), ValueError, "holds no row"),
@@ -263,6 +305,31 @@ def test_broken_potential_is_reported_with_row_and_group(value, which, said):
 def test_bad_arguments_are_named(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("potential", "resample", "said"),
+    [
+        (lambda before, after: after.x.sum(), smc.systematic, r"log G of shape \(\), expected \(8,\)"),
+        (Tilt(), lambda key, log_w: log_w, "must return 4 ancestors"),
+        (Tilt(), lambda key, log_w: jnp.arange(3), "must return 4 ancestors"),
+    ],
+)
+def test_what_does_not_fit_the_particles_is_named(potential, resample, said):
+    with pytest.raises(ValueError, match=said):
+        ds.sample(KEY, smc.feynman_kac(sampler(), potential, particles=4, resample=resample), (8,))
+
+
+def test_a_potential_may_count():
+    def counted(before: ds.View, after: ds.View) -> jax.Array:
+        return (after.x0 > 0).astype(int) - (before.x0 > 0)
+
+    whole, real = (
+        ds.sample(KEY, smc.feynman_kac(sampler(), potential, particles=4), (8,))
+        for potential in (counted, lambda before, after: counted(before, after) * 1.0)
+    )
+    np.testing.assert_array_equal(whole.log_z, real.log_z)
+    assert whole.log_w.dtype == jnp.float32 and (whole.log_z != 0).all()
 
 
 @pytest.mark.parametrize("table", [solvers.ddim(VP, GRID), solvers.dpmpp(VP, GRID), solvers.heun(VP, GRID)])

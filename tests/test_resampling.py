@@ -10,8 +10,9 @@ import pytest
 
 import diffsample as ds
 from diffsample import smc
+from diffsample.discrete.categorical import invert
 from diffsample.smc.resamplers.ordering import hilbert_index
-from diffsample.smc.resamplers.resampling import inverse_cdf
+from diffsample.smc.resamplers.resampling import cumulated, inverse_cdf
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -86,6 +87,13 @@ def test_equal_weights_give_each_particle_one_copy(name):
     assert (counts(TABLE[name][0], jnp.full(49, -7.0), 200) == 1).all()
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_weights_that_are_all_zero_end_in_some_particle(name):
+    # a device that lost all its particles resamples too, and its weight stays 0
+    ancestors = jax.jit(TABLE[name][0])(KEY, jnp.full(8, -jnp.inf))
+    assert ancestors.shape == (8,) and ((0 <= ancestors) & (ancestors < 8)).all()
+
+
 def test_smallest_and_largest_uniforms_respect_weight_zero():
     cumulated = jnp.array([0.0, 0.5, 0.5, 1.0, 1.0])
     u = jnp.array([0.0, 0.5, 1.0 - 2**-24, 1.0])
@@ -100,6 +108,23 @@ def test_a_million_float32_weights_stay_in_range_and_in_order():
     w = np.exp(np.asarray(log_w, np.float64))
     expected = 2**20 * w / w.sum()
     assert abs(copies - expected).max() < 2 and np.abs(np.cumsum(copies - expected)).max() < 2.5
+
+
+@pytest.mark.parametrize("find", ["resampling", "tokens"])
+def test_a_weight_of_zero_has_no_room_in_float32_sums(find):
+    # a parallel sum moves at weights of 0: points between its two values are what would choose them
+    alive, log_w = jax.random.bernoulli(KEY, 0.5, (2**16,)), jax.random.normal(jax.random.key(1), (2**16,))
+    w = jnp.where(alive, jnp.exp(log_w), 0.0)
+    sums = jnp.cumsum(w)
+    u = jnp.clip(sums / sums.max(), 0.0, 1 - 2.0**-24)
+    if find == "tokens":
+        some = u[:: 2**8]
+        chosen = invert(jnp.broadcast_to(w, (len(some), len(w))), some)
+    else:
+        chosen = inverse_cdf(cumulated(w), u)
+    assert (w[chosen] > 0).all()
+    after = jnp.argmax(alive)  # u = 0 takes the first with a weight
+    assert (inverse_cdf(cumulated(w), jnp.zeros(1)) == after).all() and invert(w[None], jnp.zeros(1))[0] == after
 
 
 def test_every_slot_of_rotated_systematic_has_the_law_of_the_weights():

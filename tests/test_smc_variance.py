@@ -39,6 +39,7 @@ def test_chan_lai_estimate_is_near_the_variance_of_a_filtered_mean():
     means = np.asarray(out.mean(out.x[:, 0]))
     estimate = np.asarray(smc.variances(out, out.x[:, 0]).mean)
     assert 0.7 < estimate.mean() / means.var() < 1.3
+    assert abs(np.std(out.log_z) - 0.28) < 4 * 0.28 / np.sqrt(2000) + 0.005  # specs/smc.md 9.4, to two digits
     short = smc.variances(filtered(200, 1000, smc.always, genealogy=True), out.x[:, 0], lag=2)
     assert 0.7 < np.asarray(short.mean).mean() / means.var() < 1.3
     assert (short.families > smc.variances(out, out.x[:, 0]).families).mean() > 0.9

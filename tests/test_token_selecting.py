@@ -133,6 +133,9 @@ def test_bad_input_of_token_selection_is_refused():
         ds.sample(jax.random.key(0), sampler, x=jnp.array([[0, 7, 3]]))
     with pytest.raises(ValueError, match="one a sample"):
         ds.sample(jax.random.key(0), smc.svdd(decoder(), lambda view, cond: jnp.zeros(()), 1.0, candidates=2), (2, 3))
+    broken = smc.svdd(decoder(), lambda view, cond: jnp.where(view.x[:, 0] == 3, 0.0, jnp.nan), 1.0, candidates=2)
+    with pytest.raises(FloatingPointError, match=r"sequence 0 went wrong at position 0 .* as did 2 of 2"):
+        ds.sample(jax.random.key(0), broken, (2, 3))
     with pytest.raises(ValueError, match="alpha=0"):
         smc.x0_reward(tp.chain().model(), reward, jax.random.key(0), alpha=0.0)
     with pytest.raises(ValueError, match="alpha=-1"):

@@ -61,6 +61,7 @@ class RoundView(NamedTuple):
     accepted: Array
     calls: Array
     fresh: Array
+    cond: PyTree = None  # the run's condition, for potentials; recorders see None
 
 
 @pytree
@@ -78,6 +79,11 @@ class Speculative(TokenSampler):
     @property
     def steps(self) -> Array:
         return self.numbers
+
+    @property
+    def draws(self) -> Array:
+        """Which rows draw: all but row 0, which only calls."""
+        return self.numbers > 0
 
     @property
     def nfe(self) -> int:

@@ -37,22 +37,33 @@ def inverse_cdf(keys: Array, log_p: Array) -> Array:
     u = jax.vmap(lambda key: jax.random.uniform(key, (2, log_p.shape[1]), log_p.dtype))(keys)
     vocab = log_p.shape[-1]
     if vocab <= SMALL:
-        return _invert(weights, u[:, 0])
+        return invert(weights, u[:, 0])
     width = math.isqrt(vocab - 1) + 1
     count = -(-vocab // width)
     blocks = jnp.pad(weights, ((0, 0), (0, 0), (0, count * width - vocab))).reshape(*log_p.shape[:2], count, width)
-    block = _invert(jnp.sum(blocks, axis=-1), u[:, 0])
+    block = invert(jnp.sum(blocks, axis=-1), u[:, 0])
     inside = jnp.take_along_axis(blocks, block[..., None, None], axis=2)[:, :, 0]
-    return block * width + _invert(inside, u[:, 1])
+    return block * width + invert(inside, u[:, 1])
 
 
-def _invert(weights: Array, u: Array) -> Array:
-    """The first index whose cumulative weight exceeds u times the total."""
-    cumulative = jnp.cumsum(weights, axis=-1)
-    index = jnp.sum(cumulative <= (u * cumulative[..., -1])[..., None], axis=-1, dtype=jnp.int32)
-    # rounding of the product may reach the total: then the last token of positive weight, not the one after it
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
-    return jnp.minimum(index, last)
+def invert(weights: Array, u: Array) -> Array:
+    """The first index of positive weight whose cumulative weight exceeds u times the total.
+
+    Never one of weight 0, though float32 sums in a tree move there; rounding of u times the total may reach the total:
+    then the last one of positive weight.
+
+    Args:
+        weights: [..., V], not all 0. u: [...] in [0, 1).
+
+    Returns: int32 [...].
+
+    >>> invert(jnp.array([[0.0, 1.0, 0.0, 1.0, 0.0]]), jnp.array([0.5])).tolist()
+    [3]
+    """
+    cumulative, positive = jnp.cumsum(weights, axis=-1), weights > 0
+    reached = positive & (cumulative > (u * cumulative[..., -1])[..., None])
+    last = weights.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
+    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last).astype(jnp.int32)
 
 
 def gumbel_max(keys: Array, log_p: Array) -> Array:

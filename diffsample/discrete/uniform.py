@@ -51,6 +51,7 @@ class NoisyView(NamedTuple):
     log_p: Array
     calls: Array
     fresh: Array
+    cond: PyTree = None  # the run's condition, for potentials; recorders see None
 
 
 @pytree
@@ -66,6 +67,11 @@ class UniformAncestral(TokenSampler):
     @property
     def steps(self) -> PyTree:
         return self.numbers, self.clock, jnp.arange(self.clock.shape[0])
+
+    @property
+    def draws(self) -> Array:
+        """Which rows draw: all but row 0, which only calls."""
+        return self.steps[2] > 0
 
     @property
     def nfe(self) -> int:

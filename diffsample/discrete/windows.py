@@ -40,6 +40,7 @@ class WindowView(NamedTuple):
     x: Array  # int32 [B, T]
     window: Any  # the decoder's own view
     fresh: Array
+    cond: PyTree = None  # the run's condition, for potentials; recorders see None
 
 
 @pytree
@@ -74,6 +75,11 @@ class SlidingWindows(TokenSampler):
         begins = jnp.repeat(jnp.arange(self.count, dtype=jnp.int32) * self.stride, n)
         first = jnp.tile(jnp.arange(n) == 0, self.count)
         return begins, first, jax.tree.map(lambda leaf: jnp.concatenate([leaf] * self.count), rows)
+
+    @property
+    def draws(self) -> Array:
+        """Which rows draw: those of the decoder, window by window."""
+        return jnp.tile(self.decoder.draws, self.count)
 
     @property
     def nfe(self) -> int:

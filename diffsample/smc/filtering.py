@@ -18,7 +18,7 @@ from jax import Array
 from jax.nn import logsumexp
 
 from diffsample.denoiser import PyTree
-from diffsample.sampler import Kernel, Sampler, View, fold
+from diffsample.sampler import Kernel, Sampler, View, fold, with_cond
 from diffsample.smc.functions import Plain, as_pytree
 from diffsample.smc.particles import Diagnostics, Particles, gather, refuse_invalid
 from diffsample.smc.policies import Policy, ess, never
@@ -76,6 +76,11 @@ class FeynmanKac:
         return getattr(self.sampler, "dtype", jnp.float32)
 
     @property
+    def admit(self) -> Any:
+        """The sampler's, where it has one."""
+        return self.sampler.admit
+
+    @property
     def steps(self) -> ParticleRow:
         inner = self.sampler.steps
         n = jax.tree.leaves(inner)[0].shape[0]
@@ -102,11 +107,16 @@ class FeynmanKac:
         inner = self.sampler.step(keys, state.inner, step.inner, cond)
         after = self._seen(inner, cond)
 
+        def begin() -> tuple[Array, PyTree]:
+            log_g, memory = self.potential.start(after)
+            return _one_each(log_g, state.log_w), memory
+
         def weigh() -> tuple[Array, PyTree]:
             transition = Transition(before, after, lambda: self._kernel(state.inner, step.inner))
-            return self.potential(transition, state.memory)
+            log_g, memory = self.potential(transition, state.memory)
+            return _one_each(log_g, state.log_w), memory
 
-        log_g, memory = jax.lax.cond(step.number == 0, lambda: self.potential.start(after), weigh)
+        log_g, memory = jax.lax.cond(step.number == 0, begin, weigh)
         log_g = jnp.where(after.fresh, log_g, jnp.zeros_like(log_g))
         memory = jax.tree.map(lambda new, old: jnp.where(after.fresh, new, old), memory, state.memory)
         return self._weighed(state._replace(inner=inner, memory=memory), log_g, step.number)
@@ -116,7 +126,8 @@ class FeynmanKac:
         x, inner = (out.x, out) if hasattr(out, "_fields") else (out, None)
         closing = Closing(self._seen(state.inner, cond), x, lambda: self._kernel(state.inner, None))
         last = state.diagnostics.ess.shape[1] - 1
-        state = self._weighed(state, self.potential.finish(closing, state.memory), jnp.int32(last))
+        log_g = _one_each(self.potential.finish(closing, state.memory), state.log_w)
+        state = self._weighed(state, log_g, jnp.int32(last))
         return Particles(x, state.log_w, state.log_z, state.diagnostics, inner)
 
     def view(self, state: ParticleState) -> View:
@@ -125,7 +136,7 @@ class FeynmanKac:
 
     def _seen(self, inner: PyTree, cond: PyTree) -> View:
         """What the potential reads: the sampler's view, and the condition, which rewards may need."""
-        return self.sampler.view(inner)._replace(cond=cond)
+        return with_cond(self.sampler.view(inner), cond)
 
     def verify(self, out: Particles) -> None:
         """Raise FloatingPointError where a potential was NaN or a group died, naming the row and the group."""
@@ -143,9 +154,6 @@ class FeynmanKac:
         inner = self.sampler.init(keys, x, cond)
         shapes = jax.eval_shape(lambda inner: self.potential.start(self._seen(inner, cond)), inner)
         log_g, memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        if log_g.shape != x.shape[:1]:
-            raise ValueError(f"the potential returned log G of shape {log_g.shape} at the start, expected {x.shape[:1]}"
-                             f", one number a particle")  # fmt: skip
         return inner, memory, log_g.astype(jnp.promote_types(log_g.dtype, jnp.float32))
 
     def _undiagnosed(self, groups: int, rows: int, dtype: Any) -> Diagnostics:
@@ -195,7 +203,7 @@ class FeynmanKac:
 
     def _weighed(self, state: ParticleState, log_g: Array, row: Array) -> ParticleState:
         """Weights, normaliser and diagnostics after log G of a row; a group without weight goes on, marked."""
-        log_g = log_g.astype(state.log_w.dtype).reshape(state.log_w.shape)
+        log_g = log_g.reshape(state.log_w.shape)
         invalid = jnp.isnan(log_g) | (log_g == jnp.inf)
         log_w = state.log_w + jnp.where(invalid, -jnp.inf, log_g)
         log_z = state.log_z + logsumexp(log_w, axis=-1) - logsumexp(state.log_w, axis=-1)
@@ -256,6 +264,8 @@ def feynman_kac(
     for method in ("init", "step", "finish", "view"):
         if not hasattr(sampler, method):
             raise TypeError(f"feynman_kac needs a sampler, got a {type(sampler).__name__} without {method!r}")
+    if policy is not None and not callable(policy):
+        raise TypeError(f"policy must be a function (log_w, row) -> bool, such as ess(0.5), got {policy!r}")
     if not callable(resample) and not hasattr(resample, "move"):
         raise TypeError(f"resample must be a function (key, log_w) -> ancestors or have `move`, got {resample!r}")
     policy, potential = as_pytree(ess(0.5) if policy is None else policy), as_potential(potential)
@@ -268,18 +278,36 @@ def feynman_kac(
     return FeynmanKac(sampler, *leaves, particles=int(particles), genealogy=genealogy)
 
 
+def _one_each(log_g: Any, log_w: Array) -> Array:
+    """log G as [B], of the weights' dtype."""
+    if jnp.shape(log_g) != (log_w.size,):
+        raise ValueError(f"the potential returned log G of shape {jnp.shape(log_g)}, expected {(log_w.size,)}, one "
+                         f"number a particle")  # fmt: skip
+    return jnp.asarray(log_g, log_w.dtype)
+
+
 def _resampled(
     resample: Any, keys: Array, log_w: Array, cloud: list[Array], view: View, do: Array
 ) -> tuple[list[Array], Array, Array]:
     """(cloud, log_w, ancestors) after the groups in `do` were resampled."""
     own = jnp.arange(log_w.shape[1], dtype=jnp.int32)[None]
     if not hasattr(resample, "move"):
-        ancestors = jnp.where(do[:, None], jax.vmap(resample)(keys, log_w).astype(jnp.int32), own)
+        chosen = jax.vmap(resample)(keys, log_w)
+        ancestors = jnp.where(do[:, None], _as_ancestors(chosen, log_w), own)
         return gather(cloud, ancestors), jnp.where(do[:, None], jnp.zeros_like(log_w), log_w), ancestors
     moved = resample.move(keys, log_w, cloud, view)
     pick = jax.vmap(lambda do, new, old: jnp.where(do, new, old))
     cloud = [pick(do, new, old) for new, old in zip(moved.cloud, cloud, strict=True)]
     return cloud, pick(do, moved.log_w, log_w), jnp.where(do[:, None], moved.ancestors, own)
+
+
+def _as_ancestors(chosen: Any, log_w: Array) -> Array:
+    """What a resampler returned for all groups, as int32 [G, K]."""
+    fits = isinstance(chosen, jax.Array) and chosen.shape == log_w.shape and jnp.issubdtype(chosen.dtype, jnp.integer)
+    if not fits:
+        raise ValueError(f"resample must return {log_w.shape[1]} ancestors, int32, a group of as many log-weights; got "
+                         f"{jax.tree.map(jnp.shape, chosen)} for all groups")  # fmt: skip
+    return chosen.astype(jnp.int32)
 
 
 def _descended(d: Diagnostics, ancestors: Array, do: Array, row: Array) -> Diagnostics:

@@ -21,7 +21,15 @@ class Plain:
 def as_pytree(value: Any) -> Any:
     """A function wrapped as static, or the pytree itself.
 
+    Raises:
+        TypeError: neither.
+
     >>> as_pytree(abs)
     Plain(function=<built-in function abs>)
     """
-    return Plain(value) if jax.tree.leaves(value) == [value] else value
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or leaves[0] is not value:
+        return value
+    if not callable(value):
+        raise TypeError(f"expected a function, or a pytree that can be called, got {value!r}")
+    return Plain(value)

@@ -109,26 +109,24 @@ def refuse_invalid(particles: Particles) -> None:
     """Raise where a potential was NaN or +inf, or a whole group had weight 0, naming the row and the group.
 
     Raises:
-        FloatingPointError: the first such row; the closing update counts as the row behind the last.
+        FloatingPointError: the first such row of all; the closing update counts as the row behind the last.
     """
     seen = jax.tree.map(np.asarray, particles.diagnostics._replace(ancestors=None))
-    closing = seen.ess.shape[1] - 1
-    for counts, what in (
-        (seen.invalid, "a potential returned NaN or +inf for {count} particles"),
-        (
-            seen.alive == 0,
-            "all particles have weight 0 (every potential was -inf), so that nothing is left to resample",
-        ),
-    ):
-        if counts.any():
-            row, group = np.argwhere(counts.T)[0]
-            where = "the closing update" if row == closing else f"row {row}"
-            others = int((counts > 0).any(axis=1).sum()) - 1
-            raise FloatingPointError(
-                f"{what.format(count=int(counts[group, row]))}, first at {where} in group {group}"
-                f"{f' ({others} other groups fail too)' if others else ''}; sample(..., check=False) returns the "
-                f"particles with their diagnostics"
-            )
+    failed = (seen.alive == 0) | (seen.invalid > 0)
+    if not failed.any():
+        return
+    row, group = np.argwhere(failed.T)[0]
+    if seen.invalid[group, row]:
+        what = f"a potential returned NaN or +inf for {int(seen.invalid[group, row])} particles"
+    else:
+        what = "all particles have weight 0 (every potential was -inf), so that nothing is left to resample"
+    where = "the closing update" if row == seen.ess.shape[1] - 1 else f"row {row}"
+    others = int(failed.any(axis=1).sum()) - 1
+    raise FloatingPointError(
+        f"{what}, first at {where} in group {group}"
+        f"{f' ({others} other groups fail too)' if others else ''}; sample(..., check=False) returns the "
+        f"particles with their diagnostics"
+    )
 
 
 def _group_keys(key: Array, particles: Particles) -> Array:

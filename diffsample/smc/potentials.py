@@ -109,7 +109,7 @@ def as_potential(value: Any) -> Any:
     Raises:
         TypeError: neither.
     """
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         raise TypeError(f"a potential is a function (view before, view after) -> log G [B], or has start, __call__ and "
                         f"finish; got {value!r}")  # fmt: skip
     return value if hasattr(value, "finish") else Pairwise(Plain(value))

@@ -5,32 +5,17 @@ from typing import Any
 
 from jax import Array
 
-from diffsample.denoiser import PyTree
-from diffsample.sampler import Kernel, View
 from diffsample.smc.functions import as_pytree
 from diffsample.struct import pytree
+from diffsample.wrapping import SamplerWrapper
 
 
 @pytree
-class Started:
+class Started(SamplerWrapper):
     """A sampler with its first states from `law`; all else is the sampler's. See `started`."""
 
     sampler: Any
     law: Any  # (keys [B], shape, dtype) -> x [B, ...]
-
-    @property
-    def nfe(self) -> int:
-        """The sampler's."""
-        return self.sampler.nfe
-
-    @property
-    def steps(self) -> PyTree:
-        return self.sampler.steps
-
-    @property
-    def draws(self) -> Any:
-        """The sampler's."""
-        return self.sampler.draws
 
     @property
     def denoiser(self) -> Any:
@@ -42,25 +27,14 @@ class Started:
         """The sampler's."""
         return self.sampler.tableau
 
+    @property
+    def kernel(self) -> Any:
+        """The sampler's."""
+        return self.sampler.kernel
+
     def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         """Draws of the law."""
         return self.law(keys, shape, dtype)
-
-    def init(self, keys: Array, x: Array, cond: PyTree) -> PyTree:
-        return self.sampler.init(keys, x, cond)
-
-    def step(self, keys: Array, state: PyTree, step: PyTree, cond: PyTree) -> PyTree:
-        return self.sampler.step(keys, state, step, cond)
-
-    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Any:
-        return self.sampler.finish(keys, state, cond)
-
-    def view(self, state: PyTree) -> View:
-        return self.sampler.view(state)
-
-    def kernel(self, state: PyTree, step: PyTree) -> Kernel:
-        """The sampler's."""
-        return self.sampler.kernel(state, step)
 
 
 def started(sampler: Any, law: Callable[[Array, tuple[int, ...], Any], Array]) -> Started:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.smc.resamplers.resampling import cumulative, inverse_cdf, strata
+
 
 def conditional_multinomial(key: Array, log_w: Array) -> Array:
     """Independent draws from the weights in the slots 1, ..., N-1.
@@ -32,14 +34,9 @@ def conditional_systematic(key: Array, log_w: Array) -> Array:
     >>> conditional_systematic(jax.random.key(0), jnp.zeros(4)).tolist()
     [0, 1, 2, 3]
     """
-    n = log_w.shape[0]
-    ends = jax.lax.cummax(jnp.cumsum(jax.nn.softmax(log_w)))
-    ends = ends / ends[-1]
+    ends = cumulative(log_w)
     start = jax.random.uniform(key, dtype=ends.dtype) * ends[0]
-    below_one = 1 - jnp.finfo(ends.dtype).epsneg
-    points = jnp.minimum((start + jnp.arange(n, dtype=ends.dtype) / n) % 1, below_one)
-    index = jnp.searchsorted(ends, points, side="right")
-    return jnp.clip(index, 0, n - 1).at[0].set(0).astype(jnp.int32)
+    return inverse_cdf(ends, (start + strata(log_w)) % 1).at[0].set(0)
 
 
 def conditional_killing(key: Array, log_w: Array) -> Array:

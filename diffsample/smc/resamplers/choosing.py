@@ -45,7 +45,8 @@ def rejection(key: Array, log_w: Array) -> Array:
     >>> rejection(jax.random.key(0), jnp.array([-jnp.inf, 0.0, -jnp.inf])).tolist()
     [1, 1, 1]
     """
-    ratio = log_w - jnp.max(log_w)
+    largest = jnp.max(log_w)
+    ratio = jnp.where(largest > -jnp.inf, log_w - largest, 0.0)  # without any weight all are taken; it would not end
 
     def searching(carry: tuple[Array, Array, Array]) -> Array:
         return ~carry[2].all()

@@ -2,8 +2,9 @@
 
 A resampler is a function (key, log_w [K]) -> ancestors, int32 [K], with E[number of copies of i] = K W_i, W = softmax
 of log_w. All invert c_j = W_0 + ... + W_j at K points u: the ancestor of u is the number of c_j <= u, so that no
-particle of weight 0 is ever chosen, even at u = 0. In float32 a parallel cumulative sum of a million weights is not
-monotone, and (i + 0.9999999) / K rounds to 1: hence the running maximum, and u < 1.
+particle of weight 0 is ever chosen, even at u = 0. In float32 a parallel cumulative sum of many weights is not
+monotone, and moves where a weight is 0; (i + 0.9999999) / K rounds to 1: hence the running maximum over the particles
+that have a weight, and u < 1.
 """
 
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def cumulative(log_w: Array) -> Array:
 
 def cumulated(w: Array) -> Array:
     """Cumulative weights [K] of weights w, not all 0."""
-    summed = jax.lax.cummax(jnp.cumsum(w))
+    summed = jax.lax.cummax(jnp.where(w > 0, jnp.cumsum(w), 0))
     return summed / jnp.maximum(summed[-1], jnp.finfo(w.dtype).tiny)
 
 

@@ -9,6 +9,7 @@ whose normaliser N(mu; c(m), std^2 + v) depends on the state left only, so that 
 the move. Divided by g_t at the state left, the weights telescope to N(y; A x, sigma_y^2): exact for any mu and v.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -103,6 +104,12 @@ class Adapted:
         coming = rows._replace(A=table.A[1:], B=table.B[1:], c=table.c[1:])
         now, after = (jax.tree.map(lambda leaf, s=s: leaf[s], self.guess) for s in (slice(0, -1), slice(1, None)))
         return AdaptedRow(rows, coming, now, after)
+
+    def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
+        """Raise where samples are not of the size that was measured."""
+        if math.prod(shape[1:]) != jnp.shape(self.seen.basis)[1]:
+            raise ValueError(f"the operator measures vectors of {jnp.shape(self.seen.basis)[1]} numbers, and the "
+                             f"samples {tuple(shape)} hold {math.prod(shape[1:])} each")  # fmt: skip
 
     def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         """N(0, sigma^2) given the first guess."""

@@ -12,10 +12,11 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
-from diffsample.sampler import Sampler, View, fold
+from diffsample.sampler import Sampler, View, fold, with_cond
 from diffsample.smc.functions import as_pytree
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
+from diffsample.wrapping import SamplerWrapper
 
 SELECTION_STREAM, CANDIDATE_STREAM = 2**32 - 4, 2**31  # beside the denoiser's and the resampling's
 
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 
 
 @pytree
-class Selecting:
+class Selecting(SamplerWrapper):
     """A sampler that keeps one of M candidates a row; see `svdd`."""
 
     sampler: Any
@@ -48,34 +49,6 @@ class Selecting:
     def steps(self) -> Row:
         return Row(self.sampler.steps, self.sampler.draws)
 
-    def prior(self, keys: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.sampler.prior(keys, shape, dtype)
-
-    def init(self, keys: Array, x: Array, cond: PyTree) -> PyTree:
-        return self.sampler.init(keys, x, cond)
-
-    @property
-    def dtype(self) -> Any:
-        """That of the sampler's states."""
-        return getattr(self.sampler, "dtype", jnp.float32)
-
-    @property
-    def done(self) -> Any:
-        """The sampler's, where it may stop early."""
-        return getattr(self.sampler, "done", None)
-
-    def settled(self, state: PyTree) -> bool:
-        """The sampler's."""
-        return self.sampler.settled(state)
-
-    def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
-        """The sampler's, where it has one."""
-        getattr(self.sampler, "admit", _accept)(shape, x)
-
-    def verify(self, out: Any) -> None:
-        """The sampler's, where it has one."""
-        getattr(self.sampler, "verify", _accept)(out)
-
     def step(self, keys: Any, state: PyTree, step: Row, cond: PyTree) -> PyTree:
         if not isinstance(keys, jax.Array):  # draws of the exact law cannot cross a branch
             return self._selected(keys, state, step.inner, cond)
@@ -85,23 +58,18 @@ class Selecting:
             lambda: self.sampler.step(keys, state, step.inner, cond),
         )
 
-    def finish(self, keys: Array, state: PyTree, cond: PyTree) -> Any:
-        return self.sampler.finish(keys, state, cond)
-
-    def view(self, state: PyTree) -> View:
-        return self.sampler.view(state)
-
     def _selected(self, keys: Any, state: PyTree, row: PyTree, cond: PyTree) -> PyTree:
         def draw(keys: Any) -> tuple[PyTree, Array]:
             moved = self.sampler.step(keys, state, row, cond)
-            view = self.sampler.view(moved)
-            value = self.value(view._replace(cond=cond), cond)
+            view = with_cond(self.sampler.view(moved), cond)
+            value = self.value(view, cond)
             if jnp.shape(value) != view.x.shape[:1]:
                 raise ValueError(f"the value has shape {jnp.shape(value)}, expected {view.x.shape[:1]}, one a sample")
             return moved, value
 
         moved, values = self._candidates(draw, keys)
-        return self._pick(state, moved, cond, self._choose(keys, values.T))
+        none = jnp.isnan(values).any(axis=0) | ((self.alpha > 0) & (values == -jnp.inf).all(axis=0))
+        return self._pick(state, moved, cond, self._choose(keys, values.T), none)
 
     def _candidates(self, draw: Callable[[Any], tuple[PyTree, Array]], keys: Any) -> tuple[PyTree, Array]:
         """(states, values) of all candidates, leading axis M; the first is the sampler's own."""
@@ -124,16 +92,24 @@ class Selecting:
             drawn = keys.at(SELECTION_STREAM).tokens(log_p, jnp.ones(log_p.shape[:2], bool))[:, 0]
         return jnp.where(alpha > 0, drawn, jnp.argmax(values, axis=-1))
 
-    def _pick(self, state: PyTree, moved: PyTree, cond: PyTree, chosen: Array) -> PyTree:
-        """The chosen candidate of every leaf that belongs to a sample; one for all of what does not."""
+    def _pick(self, state: PyTree, moved: PyTree, cond: PyTree, chosen: Array, none: Array) -> PyTree:
+        """The chosen candidate of every leaf that belongs to a sample, NaN or a fault where `none` could be chosen; one
+        for all of what does not.
+        """
         own = jnp.arange(len(chosen))
         marks = follows_batch(self.sampler, self.sampler.view(state).x, cond)
         picked = jax.tree.map(lambda leaf, mark: leaf[chosen, own] if mark else leaf[0], moved, marks)
-        if not hasattr(state, "calls"):
-            return picked
-        before, after = (state.calls, state.executed), (moved.calls, moved.executed)  # those of all were made
-        calls, executed = (old + jnp.sum(new - old[None], axis=0) for old, new in zip(before, after, strict=True))
-        return picked._replace(calls=calls, executed=executed)
+        if hasattr(state, "fault"):
+            picked = picked._replace(fault=jnp.where(none & (picked.fault < 0), 0, picked.fault))
+        else:
+            picked = jax.tree.map(lambda leaf, mark: _without(none, leaf) if mark else leaf, picked, marks)
+        counters = [name for name in ("calls", "executed", "rows") if hasattr(state, name)]
+
+        def of_all(name: str) -> Array:  # those of all candidates were made
+            before, after = getattr(state, name), getattr(moved, name)
+            return before + jnp.sum(after - before[None], axis=0)
+
+        return picked._replace(**{name: of_all(name) for name in counters}) if counters else picked
 
 
 def svdd(
@@ -161,6 +137,8 @@ def svdd(
 
     Raises:
         ValueError: fewer than 1 candidate, a negative alpha, a sampler that draws no noise.
+        NonFiniteError, FloatingPointError: from `sample`, which names row and sample: a value that is NaN, or -inf for
+            all candidates at alpha > 0. The sample is NaN from there on; tokens have a fault at position 0.
 
     Reference: Li et al. 2024, arXiv 2408.08252, algorithm 1.
 
@@ -184,8 +162,11 @@ def svdd(
     return Selecting(sampler, as_pytree(value), alpha, candidates=int(candidates), sequential=sequential)
 
 
-def _accept(*given: Any) -> None:
-    """Nothing to refuse."""
+def _without(none: Array, leaf: Array) -> Array:
+    """NaN for the samples in `none`, where the leaf can hold it."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jnp.where(none.reshape(-1, *(1,) * (leaf.ndim - 1)), jnp.asarray(jnp.nan, leaf.dtype), leaf)
 
 
 def follows_batch(sampler: Any, x: Array, cond: PyTree) -> PyTree:

@@ -52,7 +52,9 @@ class Steering(Potential):
 
     def _weigh(self, view: View, memory: Steered) -> tuple[Array, Steered]:
         def score() -> tuple[Array, Steered]:
-            running, exponent = self.rule(memory.running, _checked(self.value(view, view.cond), view.x))
+            value = _checked(self.value(view, view.cond), view.x)
+            # a path of weight 0 stays so, whatever its sample is worth: no last correction could undo it
+            running, exponent = self.rule(memory.running, jnp.where(value == -jnp.inf, jnp.nan, value))
             log_g = jnp.asarray(self.scale, exponent.dtype) * exponent
             return log_g, Steered(running, memory.log_g + log_g)
 
@@ -70,7 +72,8 @@ def fk_difference(
     variance. No network call beyond the sampler's, one reward a scored row and one for the result.
 
     Args:
-        reward: (x0 [B, ...], condition) -> [B]; `host` makes one of a NumPy function. No gradient is taken.
+        reward: (x0 [B, ...], condition) -> [B]; `host` makes one of a NumPy function. No gradient is taken. -inf, a
+            constraint, is for results only; at a noisy state it is reported as NaN: give a `value` that is finite.
         scale: lambda, the inverse temperature of the tilt; a leaf.
         rows: function of the row's number (int32) -> bool, which rows are scored; None: all. Rewards of other rows are
             not computed. `smc.window` and `smc.every` as policy restrict resampling instead.

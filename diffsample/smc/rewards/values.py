@@ -88,8 +88,8 @@ def sampled_value(
     >>> sampled_value(lambda x0, cond: x0, jax.random.key(0), samples=16).samples
     16
     """
-    if samples < 1:
-        raise ValueError(f"samples={samples} must be at least 1")
+    if not isinstance(samples, int | np.integer) or samples < 1:
+        raise ValueError(f"samples={samples!r} must be a whole number of at least 1")
     if is_concrete((scale, variance)) and (np.any(np.asarray(scale) == 0) or not np.all(np.asarray(variance) > 0)):
         raise ValueError(f"scale={scale} must not be 0, and variance={variance} must be positive")
     return SampledValue(as_pytree(reward), key, scale, variance, samples)
@@ -98,8 +98,10 @@ def sampled_value(
 def soft_value_loss(value: Array, reward: Array, alpha: Any) -> Array:
     """exp(u) - u - 1, u = (reward - value) / alpha, [B]: the minimiser is the soft value alpha log E[exp(r / alpha)].
 
-    Train SVDD-MC's value of a noisy or partly masked state by the rewards of samples that passed through it. A squared
-    error, the limit of large alpha, learns the mean reward instead.
+    Train SVDD-MC's value of a noisy or partly masked state by the rewards of samples that passed through it:
+    `ds.sample(..., record=lambda view: (view.x, view.level.t))` gives the states of a run with its samples. A squared
+    error, the limit of large alpha, learns the mean reward instead. The loss grows like exp(u), which leaves float32 at
+    u = 88: let values start near the largest reward, not near 0.
 
     Args:
         value: [B], of states x_t. reward: [B], of the clean samples that followed. alpha: that of `svdd`, positive.

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
+from diffsample.discrete.categorical import invert
 from diffsample.process import Level
 from diffsample.sampler import fold
 from diffsample.smc.functions import Plain, as_pytree
@@ -164,15 +165,14 @@ def _growth(view: Any) -> Array:
 def _jumped(keys: Array, state: JumpState) -> Array:
     """Every position on its own: whether, then where to."""
     rates = state.jumps.rates
-    total, ends = jnp.sum(rates, axis=-1), jnp.cumsum(rates, axis=-1)
+    total = jnp.sum(rates, axis=-1)
 
     def uniforms(stream: int) -> Array:
         own = fold(keys, stream)
         return jax.vmap(lambda key: jax.random.uniform(key, total.shape[1:], total.dtype))(own)
 
     jumps = uniforms(0) < -jnp.expm1(-total)
-    token = jnp.sum(ends <= (uniforms(1) * ends[..., -1])[..., None], axis=-1, dtype=state.x.dtype)
-    return jnp.where(jumps, jnp.minimum(token, rates.shape[-1] - 1), state.x)
+    return jnp.where(jumps, invert(rates, uniforms(1)).astype(state.x.dtype), state.x)
 
 
 def neighbour_gains(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.discrete.categorical import invert
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.potentials import Potential, Transition
 from diffsample.struct import pytree, static
@@ -137,11 +138,9 @@ class SampledReward:
         length = view.x.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], view.x.shape)
         p = jnp.exp(self.model.log_probs(view.features, positions))
-        ends = jnp.cumsum(p, axis=-1)
 
         def completed(key: Array) -> Array:
-            u = jax.random.uniform(key, (length,), p.dtype)[None, :, None] * ends[..., -1:]
-            tokens = jnp.sum(ends <= u, axis=-1, dtype=view.x.dtype)
+            tokens = invert(p, jax.random.uniform(key, (1, length), p.dtype)).astype(view.x.dtype)
             return self.reward(jnp.where(view.masked, tokens, view.x))
 
         keys = jax.random.split(jax.random.fold_in(self.key, view.index), self.samples)
