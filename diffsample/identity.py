@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,15 @@ def fingerprint(sampler: PyTree, seen: dict[int, bytes] | None = None) -> str:
     (True, False)
     """
     leaves, treedef = jax.tree.flatten(sampler)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(treedef))  # functions print their place in memory
-    found = hashlib.sha256(text.encode())
+    found = hashlib.sha256(printed(treedef).encode())
     for leaf in leaves:
         found.update(digest(leaf, seen))
     return found.hexdigest()[:16]
+
+
+def printed(thing: Any) -> str:
+    """What it prints as, without the places in memory that functions print."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(thing))
 
 
 def program(jaxpr: ClosedJaxpr) -> str:
@@ -49,17 +53,22 @@ def program(jaxpr: ClosedJaxpr) -> str:
 
 
 def code(job: Job) -> str:
-    """`program` of a whole run, wherever its arrays lie."""
-    leaves, treedef = jax.tree.flatten(dataclasses.replace(job, plan=job.plan._replace(place=None)))
+    """`program` of a whole run, wherever it lies."""
+    return code_of(run_traced, dataclasses.replace(job, plan=job.plan._replace(place=None)))
+
+
+def code_of(function: Callable[..., Any], *arguments: PyTree) -> str:
+    """`program` of a function of arrays, wherever they lie; a function of a module, so that it is traced once."""
+    leaves, treedef = jax.tree.flatten(arguments)
     kinds = [jax.typeof(leaf) for leaf in leaves]
     plain = [jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type) for kind in kinds]
     with automatic_axes():
-        return program(_run_of_leaves.trace(treedef, plain).jaxpr)
+        return program(_of_leaves.trace(function, treedef, plain).jaxpr)
 
 
-@partial(jax.jit, static_argnums=0)
-def _run_of_leaves(treedef: Any, leaves: list) -> Any:
-    return run_traced(jax.tree.unflatten(treedef, leaves))
+@partial(jax.jit, static_argnums=(0, 1))
+def _of_leaves(function: Callable[..., Any], treedef: Any, leaves: list) -> Any:
+    return function(*jax.tree.unflatten(treedef, leaves))
 
 
 def digest(leaf: Any, seen: dict[int, bytes] | None = None) -> bytes:

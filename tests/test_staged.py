@@ -1,5 +1,6 @@
 """The staged search: decided by its key, resumed as if nothing had happened, better than what it started from."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,7 +17,17 @@ from killed_search import SMALL, SPACE, STAGES, run, worth
 import diffsample as ds
 from diffsample import solvers
 from diffsample.compiles import count_compiles
-from diffsample.search import Population, Rates, ReferenceDistance, Space, Stages, accurate_samples, encode, search
+from diffsample.search import (
+    Evolution,
+    Population,
+    Rates,
+    ReferenceDistance,
+    Space,
+    Stages,
+    accurate_samples,
+    encode,
+    search,
+)
 from diffsample.solvers import multistep_decisions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +135,28 @@ def test_checkpoint_of_another_search_is_refused(tmp_path):
         search(KEY, worth, 5, space=SPACE, stages=small, ranker=None, checkpoint=tmp_path)
 
 
+def law_of(power):
+    """A denoiser whose function has the same name whatever it computes."""
+
+    def edited(params, x, t, cond):
+        return jnp.tanh(params * x) ** power
+
+    return ds.Network(edited, 0.5, predicts="data")
+
+
+def test_checkpoint_of_another_population_is_refused(tmp_path):
+    """Of another objective, other noise, another network, and one whose code was edited since."""
+    x, given = jnp.ones(3), {"space": SPACE, "stages": Stages(2, 4), "ranker": None, "checkpoint": tmp_path}
+    population = Population(law_of(1), ds.VariancePreserving(), x, ReferenceDistance(x))
+    found = search(KEY, population, 3, **given)
+    for change in ({"objective": ReferenceDistance(2 * x)}, {"objective": jnp.max}, {"x": 2 * x},
+                   {"process": ds.VariancePreserving(beta_max=19.0)}, {"denoiser": law_of(2)}):  # fmt: skip
+        with pytest.raises(ValueError, match="holds another search: .'evaluate'"):
+            search(KEY, dataclasses.replace(population, **change), 3, **given)
+    again = dataclasses.replace(population, denoiser=law_of(1), chunk=2)  # the same, made anew
+    assert search(KEY, again, 3, **given).best == found.best
+
+
 def test_known_schedules_come_first_and_are_never_lost():
     start = [multistep_decisions([1.0, 0.5, 0.25, 0.125, 0.01], order=2, prediction="noise")]
     found = search(KEY, worth, 4, space=SPACE, start=start, stages=Stages(2, 8), ranker=None)
@@ -141,7 +174,12 @@ def test_evolution_finds_what_random_search_does_not():
     ("change", "said"),
     [
         ({"nfe": 0}, "nfe=0"),
-        ({"stages": Stages(generations=0)}, "at least 1"),
+        ({"nfe": 2.5}, "nfe=2.5"),
+        ({"stages": Stages(generations=0)}, "generations=0 must be a whole number of at least 1"),
+        ({"evolution": Evolution(elite=0)}, "elite=0"),
+        ({"evolution": Evolution(explore=2.0)}, "explore=2.0 is a share"),
+        ({"start": [multistep_decisions([0.9, 0.7, 0.5, 0.2, 0.01])]}, "begins at t=0.9, the space at 1.0"),
+        ({"nfe": 1, "space": Space(1.0, (0.01, 0.01), first=(("call", 1.0),))}, "space holds few more than 2"),
         ({"start": [multistep_decisions([1.0, 0.5, 0.01])]}, "makes 2 calls, the search is for nfe=4"),
         ({"evaluate": lambda schedules: np.zeros(3)}, r"shape \(3,\) for 40 schedules"),
     ],

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffsample.denoiser import Denoiser
 from diffsample.grid import as_grid
+from diffsample.identity import as_on_device, code_of, fingerprint, printed
 from diffsample.process import Level, Process
 from diffsample.sampling import sample
 from diffsample.search.objectives import as_objective
@@ -85,6 +86,14 @@ class Population:
         values = [objective.value(row) for part in summaries for row in _rows(jax.device_get(part))]
         found = np.array(values[: len(schedules)], np.float64)
         return np.where(np.isfinite(found), found, np.inf)
+
+    @property
+    def fingerprint(self) -> str:
+        """Letters that tell populations apart: all their numbers, and what the program of a schedule computes."""
+        table = unlabelled(self.process, Decisions((self.process.t_max, self.process.t_max / 2), (1,), ("data",)))
+        given = (self.denoiser, self.x, self.cond, as_objective(self.objective))
+        code = code_of(_evaluate, stack_tables([table], self.registers, self.slots, 1), *given)
+        return f"{fingerprint(as_on_device(given))}{code} {printed(self.process)} {printed(self.build)}"
 
     def samples(self, schedules: Sequence[Decisions]) -> Array:
         """[M, B, ...] samples of every schedule, all kept."""

@@ -10,7 +10,7 @@ from diffsample.search.space import Space
 from diffsample.solvers.decisions import Decisions
 
 Score = Callable[[Sequence[Decisions]], np.ndarray]
-TRIES = 200  # mutations for one child before a random schedule takes its place
+TRIES = 200  # mutations for one child before a random schedule takes its place, and draws of that
 
 
 class Evolution(NamedTuple):
@@ -28,12 +28,19 @@ class Evolution(NamedTuple):
 
 
 def random_batch(rng: np.random.Generator, space: Space, nfe: int, count: int, seen: Collection[Decisions]) -> list:
-    """`count` random schedules that were not seen."""
+    """`count` random schedules that were not seen.
+
+    Raises:
+        ValueError: the space seems to have no more of them.
+    """
     fresh: dict[Decisions, None] = {}
-    while len(fresh) < count:
-        schedule = random_schedule(rng, space, nfe)
-        if schedule not in seen:
-            fresh[schedule] = None
+    for _ in range(count):
+        drawn = (random_schedule(rng, space, nfe) for _ in range(TRIES))
+        schedule = next((new for new in drawn if new not in seen and new not in fresh), None)
+        if schedule is None:
+            raise ValueError(f"{TRIES} random schedules of {nfe} calls were all seen before: the space holds few more "
+                             f"than {len(seen) + len(fresh)}; search less, or let more be decided")  # fmt: skip
+        fresh[schedule] = None
     return list(fresh)
 
 

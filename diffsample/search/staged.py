@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from diffsample.counts import positive
 from diffsample.progress import progress_bar
 from diffsample.search.history import History, read, write
 from diffsample.search.predictor import Ranker, kendall_tau
@@ -79,7 +80,8 @@ def search(
 
     Args:
         key: typed key.
-        evaluate: schedules -> values, lower is better; a `Population`, or any function that is deterministic.
+        evaluate: schedules -> values, lower is better; a `Population`, or any function that is deterministic. A
+            checkpoint tells it apart by its `fingerprint`, where it has one as a `Population` does.
         nfe: network calls of every schedule.
         space: what may be decided.
         start: known schedules of `nfe` calls to begin with, such as `multistep_decisions` of the usual grids.
@@ -92,7 +94,8 @@ def search(
     Returns: the best schedule, its value, and the history of all.
 
     Raises:
-        ValueError: a start of another number of calls; values of the wrong shape; a directory of another search.
+        ValueError: a start of another number of calls or another first time; values of the wrong shape; a directory of
+            another search, or of another population; a space that is smaller than the search.
 
     Reference: Liu et al. 2024, arXiv 2312.07243 (S3); its predictor is Liu et al. 2023, arXiv 2306.08860.
 
@@ -101,10 +104,12 @@ def search(
     >>> search(jax.random.key(0), earliest, 2, space=space, stages=small, ranker=None).best.nfe
     2
     """
-    _check(nfe, start, stages)
-    settings = _settings(key, nfe, space, start, stages, evolution, ranker)
-    directory = None if checkpoint is None else Path(checkpoint)
-    history, weights = (History(), None) if directory is None else read(directory, settings)
+    _check(nfe, space, start, stages, evolution)
+    directory, settings = None if checkpoint is None else Path(checkpoint), {}
+    history, weights = History(), None
+    if directory is not None:
+        settings = _settings(key, nfe, evaluate, space, start, stages, evolution, ranker)
+        history, weights = read(directory, settings)
     plan = _Plan(key, evaluate, nfe, space, start, stages, evolution, ranker)
     tell = report or _ignore
     for g in range(history.generation):
@@ -176,21 +181,32 @@ def _generator(key: Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
-def _check(nfe: int, start: Sequence[Decisions], stages: Stages) -> None:
-    if nfe < 1 or min(stages) < 1:
-        raise ValueError(f"nfe={nfe} and all of {stages} must be at least 1")
+def _check(nfe: int, space: Space, start: Sequence[Decisions], stages: Stages, evolution: Evolution) -> None:
+    sizes = evolution._asdict()
+    explore = sizes.pop("explore")
+    for name, value in {"nfe": nfe, **stages._asdict(), **sizes}.items():
+        positive(name, value)
+    if not 0 <= explore <= 1:
+        raise ValueError(f"explore={explore} is a share, between 0 and 1")
     for schedule in start:
+        if not np.isclose(schedule.times[0], space.start):
+            raise ValueError(f"a schedule to start from begins at t={schedule.times[0]}, the space at {space.start}")
         if schedule.nfe != nfe:
             raise ValueError(f"a schedule to start from makes {schedule.nfe} calls, the search is for nfe={nfe}")
     if len(set(start)) > stages.batch:
         raise ValueError(f"{len(set(start))} schedules to start from do not fit in a batch of {stages.batch}")
 
 
-def _settings(key: Array, nfe: int, *others: Any) -> dict:
+def _settings(key: Array, nfe: int, evaluate: Any, *others: Any) -> dict:
     """What decides a search, as JSON, to tell whether a checkpoint is its own."""
     names = ("space", "start", "stages", "evolution", "ranker")
     found = {name: repr(value) for name, value in zip(names, others, strict=True)}
-    return {"key": np.asarray(jax.random.key_data(key)).tolist(), "nfe": nfe, **found}
+    return {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "nfe": nfe,
+        "evaluate": getattr(evaluate, "fingerprint", None),
+        **found,
+    }
 
 
 def _progress(history: History, g: int) -> Progress:
