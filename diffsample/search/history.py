@@ -78,7 +78,7 @@ def read(directory: Path, settings: dict) -> tuple[History, PyTree]:
     """(history, predictor's weights or None) of the newest checkpoint; an empty history where there is none.
 
     Raises:
-        ValueError: the checkpoint is of another search; names what differs.
+        FileExistsError: the checkpoint is of another search; names what differs.
     """
     found = _complete(directory)
     if not found:
@@ -89,7 +89,7 @@ def read(directory: Path, settings: dict) -> tuple[History, PyTree]:
     differ = [name for name in settings if saved["settings"].get(name) != settings[name]]
     if differ:
         there, here = ({name: of.get(name) for name in differ} for of in (saved["settings"], settings))
-        raise ValueError(f"{directory} holds another search: {there} there, {here} here; choose another directory")
+        raise FileExistsError(f"{directory} holds another search: {there} there, {here} here; choose another directory")
     schedules = [Decisions.from_json(json.dumps(schedule)) for schedule in saved["schedules"]]
     lists = (tree[name].tolist() for name in ("values", "generations", "taus"))
     return History(schedules, *lists), tree.get("predictor")

@@ -94,8 +94,9 @@ def search(
     Returns: the best schedule, its value, and the history of all.
 
     Raises:
-        ValueError: a start of another number of calls or another first time; values of the wrong shape; a directory of
-            another search, or of another population; a space that is smaller than the search.
+        ValueError: a start of another number of calls or another first time; values of the wrong shape; a space that is
+            smaller than the search.
+        FileExistsError: a directory of another search, or of another population.
 
     Reference: Liu et al. 2024, arXiv 2312.07243 (S3); its predictor is Liu et al. 2023, arXiv 2306.08860.
 
@@ -201,12 +202,8 @@ def _settings(key: Array, nfe: int, evaluate: Any, *others: Any) -> dict:
     """What decides a search, as JSON, to tell whether a checkpoint is its own."""
     names = ("space", "start", "stages", "evolution", "ranker")
     found = {name: repr(value) for name, value in zip(names, others, strict=True)}
-    return {
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "nfe": nfe,
-        "evaluate": getattr(evaluate, "fingerprint", None),
-        **found,
-    }
+    found["evaluate"] = getattr(evaluate, "fingerprint", None)
+    return {"key": np.asarray(jax.random.key_data(key)).tolist(), "nfe": nfe, **found}
 
 
 def _progress(history: History, g: int) -> Progress:
