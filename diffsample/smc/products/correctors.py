@@ -26,24 +26,12 @@ from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.smc.products.experts import Experts, Product
 from diffsample.smc.products.gauge import square_noise
-from diffsample.smc.products.master import log_kernel_ratio
+from diffsample.smc.products.moves import Move, by_densities, by_drawn_variance, by_kernels, by_rate, flat, scores
 from diffsample.smc.products.surrogates import ProductStart, Surrogates
 from diffsample.smc.resamplers.resampling import systematic
 from diffsample.smc.starting import started
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
-
-
-class Move(NamedTuple):
-    """One move in y = x / alpha, with u = (sigma / alpha)^2; scalars of the move have the rank of x."""
-
-    before: View
-    memory: Experts  # at its start
-    step: Array  # [B, ...] y' - y
-    gap: Array  # u - u'
-    missed: Array  # [B] by the left-point rule over the gap, of the surrogates' normaliser
-    alpha: Array  # at the end
-    kernel: Callable[[], Kernel]  # that x' was drawn from
 
 
 class Tracked(NamedTuple):
@@ -101,12 +89,13 @@ class Corrector(Potential):
         step = x / alpha - before.x / expand(before.level.alpha, x)
         gap = square_noise(memory.level, x) - square_noise(experts.next, x)
         missed = self.surrogates.missed(experts.exponents, x, memory.level, experts.next)
-        move = Move(before, experts, step, gap, missed, alpha, kernel)
-        log_g, log_q = self.weigh(move), memory.log_q
-        if self.tracks:
-            known = self.log_density is not None
-            log_q = self._log_density(x, level) if known else memory.log_q + self._climbed(move, x, level)
-            log_g = log_g + log_q @ (experts.coming - memory.exponents)
+        move = Move(before, experts, step, gap, missed, alpha, (), kernel)
+        if not self.tracks:
+            return self.weigh(move), Tracked(experts.next, experts.coming, ())
+        known = self.log_density is not None
+        climbed = self._log_density(x, level) - memory.log_q if known else self._climbed(move, x, level)
+        log_q = memory.log_q + climbed
+        log_g = self.weigh(move._replace(climbed=climbed)) + log_q @ (experts.coming - memory.exponents)
         return log_g, Tracked(experts.next, experts.coming, log_q)
 
     def _log_density(self, x: Array, level: Level) -> Array:
@@ -123,11 +112,11 @@ class Corrector(Potential):
         each expert to its surrogate, whose own change is known exactly.
         """
         before = move.before
-        scores, guesses = jnp.moveaxis(_scores(move), 0, 1), self.surrogates.scores(before.x, before.level)
-        change = (scores - guesses) * move.step[:, None] - 0.5 * move.gap[:, None] * (scores**2 - guesses**2)
+        found, guesses = jnp.moveaxis(scores(move), 0, 1), self.surrogates.scores(before.x, before.level)
+        change = (found - guesses) * move.step[:, None] - 0.5 * move.gap[:, None] * (found**2 - guesses**2)
         change = change.reshape(*change.shape[:2], -1).sum(axis=-1)
         if move.memory.divergence is not None:
-            excess = _flat((expand(before.std, move.step) / move.alpha) ** 2 - move.gap)[:, None]
+            excess = flat((expand(before.std, move.step) / move.alpha) ** 2 - move.gap)[:, None]
             away = move.memory.divergence - self.surrogates.divergences(before.x, before.level)
             change = change + 0.5 * excess * away
         exact = self.surrogates.log_each(x, level) - self.surrogates.log_each(before.x, before.level)
@@ -191,6 +180,31 @@ def kernel_corrector(target: Product, *, log_density: Any = None) -> Corrector:
     return _corrector(target, log_density, by_kernels)
 
 
+def density_corrector(target: Product, *, log_density: Any) -> Corrector:
+    """FKC weights of experts of known densities: G = prod_i (q_i'(y') / q_i(y))^beta_i r(y|y') / K(y'|y).
+
+    Annealed importance sampling: the row's own kernel K moves, the forward kernel r goes back. Exact for any
+    one-register table at any step, so that exp(log_z) is unbiased (a closing move without noise is weighed as by
+    `corrector`). One evaluation of the densities a row.
+
+    Args:
+        target: the product that the sampler drives. log_density: (x, level) -> [B, E], at every level.
+
+    Raises:
+        TypeError: no function, or no product. ValueError: as for `corrector`.
+
+    Reference: Neal 2001, Annealed Importance Sampling; Skreta et al. 2025, arXiv 2503.02819, in discrete time.
+
+    >>> import diffsample as ds
+    >>> law = ds.exact.Gaussian(0.0, 1.0)
+    >>> density_corrector(ds.smc.annealed(law, 2.0), log_density=lambda x, l: law.log_prob(x, l)[:, None]).tracks
+    True
+    """
+    if not callable(log_density):
+        raise TypeError(f"log_density must be a function (x, level) -> [B, experts], got {log_density!r}")
+    return _corrector(target, log_density, by_densities, tracks=True)
+
+
 def start_of(sampler: Any) -> Any:
     """The sampler, started from the law of its product of experts at the first level, N(mu, 1 / Lambda).
 
@@ -242,52 +256,11 @@ def corrected(
     return feynman_kac(start_of(sampler), potential, particles=particles, resample=resample, policy=policy)
 
 
-def by_rate(move: Move) -> Array:
-    """g (u - u'), the gauge's rate by its share of the move, and what this rule misses on Gaussian data."""
-    return move.memory.rate * _flat(move.gap) + move.memory.gauge_rate * _flat(_pull(move)) + move.missed
-
-
-def by_drawn_variance(move: Move) -> Array:
-    """The same with the variance that the row drew in place of u - u'."""
-    drawn = (expand(move.before.std, move.step) / move.alpha) ** 2
-    gap = jnp.where(drawn > 0, drawn, move.gap)
-    return move.memory.rate * _flat(gap) + move.memory.gauge_rate * _flat(_pull(move))
-
-
-def by_kernels(move: Move) -> Array:
-    """The ratio of kernels; a move without noise has none, and is weighed by its rate."""
-    kernel, alpha = move.kernel(), expand(move.before.level.alpha, move.step)
-    mean = kernel.mean / move.alpha - move.before.x / alpha
-    drawn = (expand(kernel.std, move.step) / move.alpha) ** 2
-    wide = move.gap * (alpha / move.alpha) ** 2  # of the forward kernel, sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2
-    noisy = drawn > 0
-    law = (mean, (wide, jnp.where(noisy, drawn, 1.0)))
-    ratio = log_kernel_ratio(move.step, _scores(move), move.memory.exponents, move.gap, law)
-    return jnp.where(jnp.broadcast_to(_flat(noisy), ratio.shape), ratio, by_rate(move))
-
-
-def _pull(move: Move) -> Array:
-    """How far one unit of score moves y, from the row's own gain."""
-    view = move.before
-    return expand(view.gain, move.step) * square_noise(view.level, move.step) / move.alpha
-
-
-def _scores(move: Move) -> Array:
-    """The experts' scores in y, [E, B, ...]."""
-    y = move.before.x / expand(move.before.level.alpha, move.step)
-    return (jnp.moveaxis(move.memory.x0, 1, 0) - y[None]) / square_noise(move.before.level, move.step)[None]
-
-
-def _flat(values: Array) -> Array:
-    """[B or 1, 1, ...] -> [B or 1]."""
-    return values.reshape(-1)
-
-
-def _corrector(target: Product, log_density: Any, weigh: Callable[[Move], Array]) -> Corrector:
+def _corrector(target: Product, log_density: Any, weigh: Callable[[Move], Array], tracks: bool = False) -> Corrector:
     if not isinstance(target, Product):
         raise TypeError(f"a corrector weighs smc.product, smc.annealed or smc.guided, got {type(target).__name__}")
     known = None if log_density is None else as_pytree(log_density)
-    return Corrector(_surrogates(target), known, as_pytree(weigh), tracks=callable(target.exponents))
+    return Corrector(_surrogates(target), known, as_pytree(weigh), tracks=tracks or callable(target.exponents))
 
 
 def _surrogates(target: Product) -> Surrogates:
