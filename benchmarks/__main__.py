@@ -114,6 +114,8 @@ def main() -> int:
     parser.add_argument("--worker", choices=benchmarks(), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.out.absolute().parent.is_dir():
+        parser.error(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
     if options.worker:
         work(options.worker, options.quick, options.rows)
         return 0

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffsample.search import Rates, Space, crossover, mutate, random_schedule
+from diffsample.search import Evolution, Rates, Space, crossover, mutate, random_schedule
+from diffsample.search.proposing import children, predicted_children
 from diffsample.solvers import Decisions, Relaxation, multistep_decisions
 
 CALLED = Space(1.0, (0.005, 0.01), first=(("call", 1.0),))
@@ -98,6 +99,56 @@ def test_stepwise_crossover_mixes_within_a_decision():
     rng, one = np.random.default_rng(0), dataclasses.replace(PARENT, first="zero")
     mixed = {crossover(rng, one, OTHER, space).predictions for _ in range(200)}
     assert len(mixed) == 2**4
+
+
+def test_correctors_keep_their_orders_where_both_parents_have_the_steps():
+    space = Space(1.0, (0.01, 0.01), rates=dataclasses.replace(STILL, stepwise=0.0))
+    low = dataclasses.replace(PARENT, corrector_orders=(2, 2, 2, 0), predictions=("noise",) * 4)
+    rng = np.random.default_rng(0)
+    found = {crossover(rng, PARENT, low, space).corrector_orders for _ in range(50)}
+    assert found == {PARENT.corrector_orders, (2, 2, 2, 0)}
+
+
+def test_random_times_are_uniform_in_their_power_and_end_anywhere_in_the_range():
+    space = Space(1.0, (0.01, 0.05), first=(("call", 1.0),), warp=(2.0, 2.0), rates=STILL)
+    rng = np.random.default_rng(0)
+    drawn = [random_schedule(rng, space, 4) for _ in range(100)]
+    for schedule in drawn:
+        inner = np.sqrt(schedule.times[:-1])
+        np.testing.assert_allclose(np.diff(inner), np.diff(inner)[0], rtol=1e-9)
+    ends = np.array([mutate(rng, schedule, space).times[-1] for schedule in drawn])
+    assert ends.min() < 0.015 and ends.max() > 0.045  # each missed with probability (7/8)^100 = 2e-6
+
+
+JITTERED = Space(1.0, (0.01, 0.01), rates=dataclasses.replace(STILL, jitter=0.1))
+
+
+def first_move(schedules):
+    return np.array([schedule.times[1] for schedule in schedules])
+
+
+def kind_of(schedule):
+    """What jitter leaves as it is."""
+    return dataclasses.replace(schedule, times=tuple(np.linspace(1.0, 0.01, schedule.steps + 1)))
+
+
+def test_predicted_children_are_the_favourites_of_the_predictors_own_evolution():
+    """The predictor likes early second times; every round starts from the best so far, so each gains some 10 %."""
+    rng, sizes = np.random.default_rng(0), Evolution(elite=2, population=5, children=20, rounds=6, explore=0.25)
+    parents = sorted((random_schedule(rng, JITTERED, 5) for _ in range(40)), key=lambda s: s.times[1])[::-1]
+    found = predicted_children(rng, parents, first_move, JITTERED, 12, set(parents), sizes)
+    assert len(set(found)) == 12 and not set(found) & set(parents)
+    chosen, plain = first_move(found[:9]), found[9:]
+    assert (np.diff(chosen) >= 0).all() and chosen.max() < 0.7 * first_move(parents).min()
+    assert {kind_of(schedule) for schedule in plain} <= {kind_of(schedule) for schedule in parents[:2]}
+
+
+def test_children_of_two_parents_are_crossed_at_their_rate():
+    one, other = dataclasses.replace(PARENT, first="zero"), OTHER
+    space = Space(1.0, (0.01, 0.01), rates=dataclasses.replace(STILL, crossover=1.0, jitter=0.01))
+    fresh = children(np.random.default_rng(0), [one, other], space, 20, set())
+    kinds = {kind_of(one), kind_of(other)}
+    assert sum(kind_of(child) in kinds for child in fresh) < 10  # times alone are crossed in 2 of 30 ways
 
 
 def test_one_seed_is_one_child():

@@ -202,8 +202,8 @@ def _settings(key: Array, nfe: int, evaluate: Any, *others: Any) -> dict:
     """What decides a search, as JSON, to tell whether a checkpoint is its own."""
     names = ("space", "start", "stages", "evolution", "ranker")
     found = {name: repr(value) for name, value in zip(names, others, strict=True)}
-    found["evaluate"] = getattr(evaluate, "fingerprint", None)
-    return {"key": np.asarray(jax.random.key_data(key)).tolist(), "nfe": nfe, **found}
+    told = {"nfe": nfe, "evaluate": getattr(evaluate, "fingerprint", None)}
+    return {"key": np.asarray(jax.random.key_data(key)).tolist(), **told, **found}
 
 
 def _progress(history: History, g: int) -> Progress:
