@@ -45,7 +45,8 @@ def null_like(null: PyTree, cond: PyTree) -> PyTree:
     """The null condition broadcast to the batch of the condition.
 
     Raises:
-        ValueError: there is no condition, or the two trees or their shapes do not match.
+        ValueError: there is no condition, or the two trees or their shapes do not match, or a number that is no
+            integer stands for a label.
     """
     if cond is None:
         raise ValueError("guidance needs a condition: sample(..., cond=...)")
@@ -53,6 +54,10 @@ def null_like(null: PyTree, cond: PyTree) -> PyTree:
         raise ValueError(f"null has structure {jax.tree.structure(null)}, the condition {jax.tree.structure(cond)}")
 
     def spread(path: tuple, blank: Array, leaf: Array) -> Array:
+        kinds = [jnp.issubdtype(jnp.result_type(value), jnp.integer) for value in (blank, leaf)]
+        if kinds == [False, True]:
+            raise ValueError(f"null{jax.tree_util.keystr(path)} must be an integer like the condition, "
+                             f"got {jnp.result_type(blank)}")  # fmt: skip
         try:
             return jnp.broadcast_to(jnp.asarray(blank, jnp.result_type(leaf)), jnp.shape(leaf))
         except ValueError as error:

@@ -9,7 +9,7 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import add_score
-from diffsample.guidance.measurement import refuse_pure_noise
+from diffsample.guidance.measurement import one_a_sample, refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree
@@ -70,7 +70,7 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, scale: Any = 1.0) -> Class
         scale: a number, [B] or a schedule.
 
     Raises:
-        ValueError: a grid that starts at alpha = 0.
+        ValueError: a grid that starts at alpha = 0; at trace time, log-probabilities that are not [B].
 
     Reference: Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2; Song et al. 2021, arXiv 2011.13456, eq. 14.
 
@@ -101,7 +101,7 @@ def mean_shift(denoiser: Denoiser, log_prob: LogProb, scale: Any = 1.0) -> MeanS
 
 def gradient(value: Callable[[Array], Array], x: Array) -> Array:
     """Gradient of each sample's value [B] with respect to that sample."""
-    return jax.grad(lambda x: jnp.sum(value(x)))(x).astype(x.dtype)
+    return jax.grad(lambda x: jnp.sum(one_a_sample("the log-probability", value(x), x)))(x).astype(x.dtype)
 
 
 def posterior_variance(at: Point, x: Array) -> Array:

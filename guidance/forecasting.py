@@ -16,7 +16,7 @@ from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.gradients import Descending, add_score, descend
-from diffsample.guidance.measurement import as_operator, refuse_pure_noise
+from diffsample.guidance.measurement import as_operator, one_a_sample, refuse_pure_noise
 from diffsample.guidance.schedules import scheduled, value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree
@@ -91,7 +91,7 @@ class ObservationGuided(Descending):
         refuse_pure_noise(levels)
 
     def energy(self, x0: Array, level: Level) -> Array:
-        return self.loss(x0, *observed(self.y, self.mask, x0))
+        return one_a_sample("the energy", self.loss(x0, *observed(self.y, self.mask, x0)), x0)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         energy = partial(self.energy, level=at.now)
@@ -129,7 +129,7 @@ class ObservationAfterStep(Descending):
         return AfterStepState(Level(none, none, none), self.denoiser.init(x))
 
     def energy(self, x0: Array, level: Level) -> Array:
-        return self.loss(x0, *observed(self.y, self.mask, x0))
+        return one_a_sample("the energy", self.loss(x0, *observed(self.y, self.mask, x0)), x0)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: AfterStepState) -> tuple[Prediction, AfterStepState]:
         now = Level(*(jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[:1]) for value in at.now))
@@ -212,6 +212,7 @@ def observed(y: Any, mask: Any, x: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: another shape than x's, with or without the batch axis.
     """
+    y, mask = jnp.asarray(y), jnp.asarray(mask)
     for name, value in (("y", y), ("mask", mask)):
         if jnp.shape(value) not in (x.shape, x.shape[1:]):
             raise ValueError(f"{name} has shape {jnp.shape(value)}; for x of shape {x.shape} it must be {x.shape[1:]} "

@@ -26,7 +26,7 @@ class FrequencyDecoupled(TwoBranches):
     null: PyTree
     scales: tuple[Any, ...]
     parallel: tuple[Any, ...] | None
-    axes: tuple[int, int] = static(default=(1, 2))
+    axes: tuple[int, ...] = static(default=(1, 2))
     batched: bool = static(default=True)
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: Branches) -> tuple[Prediction, Branches]:
@@ -51,7 +51,7 @@ def fdg(
     scales: Sequence[Any] = (10.0, 5.0),
     *,
     parallel: Sequence[Any] | None = None,
-    axes: tuple[int, int] = (1, 2),
+    axes: tuple[int, ...] = (1, 2),
     batched: bool = True,
 ) -> FrequencyDecoupled:
     """FDG, frequency-decoupled guidance: CFG of x0 with a scale for each band of a Laplacian pyramid.
@@ -63,7 +63,7 @@ def fdg(
         denoiser, null, batched: as for `cfg`.
         scales: one a band, the highest frequencies first; numbers, [B] or schedules.
         parallel: weight of each band's part along the conditional prediction's band, 1 for all by default.
-        axes: height and width in x, by default of [B, H, W, C].
+        axes: height and width in x, by default of [B, H, W, C]; (1,) for sequences [B, L, C].
 
     Raises:
         ValueError: no scale, or another number of parallel weights; at trace time, too many bands for the image.
@@ -80,7 +80,7 @@ def fdg(
     return FrequencyDecoupled(denoiser, null, tuple(map(scheduled, scales)), weights, axes, batched)
 
 
-def laplacian_pyramid(x: Array, levels: int, axes: tuple[int, int]) -> list[Array]:
+def laplacian_pyramid(x: Array, levels: int, axes: tuple[int, ...]) -> list[Array]:
     """Bands from the finest to the coarsest, which is what is left; each half as large as the one before.
 
     Raises:
@@ -100,7 +100,7 @@ def laplacian_pyramid(x: Array, levels: int, axes: tuple[int, int]) -> list[Arra
     return [*bands, x]
 
 
-def from_pyramid(bands: Sequence[Array], axes: tuple[int, int]) -> Array:
+def from_pyramid(bands: Sequence[Array], axes: tuple[int, ...]) -> Array:
     """The image of a pyramid: the inverse of `laplacian_pyramid`."""
     x = bands[-1]
     for band in reversed(bands[:-1]):
@@ -108,18 +108,18 @@ def from_pyramid(bands: Sequence[Array], axes: tuple[int, int]) -> Array:
     return x
 
 
-def _up(x: Array, axes: tuple[int, int], sizes: list[int]) -> Array:
+def _up(x: Array, axes: tuple[int, ...], sizes: list[int]) -> Array:
     return _blur(_resize(x, axes, sizes), axes)
 
 
-def _resize(x: Array, axes: tuple[int, int], sizes: list[int]) -> Array:
+def _resize(x: Array, axes: tuple[int, ...], sizes: list[int]) -> Array:
     shape = list(x.shape)
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
     return jax.image.resize(x, shape, "linear", antialias=False)
 
 
-def _blur(x: Array, axes: tuple[int, int]) -> Array:
+def _blur(x: Array, axes: tuple[int, ...]) -> Array:
     """The binomial filter of five taps along each axis, the image mirrored at its edges."""
     taps = jnp.asarray(BINOMIAL, x.dtype).reshape(1, 1, -1)
     for axis in axes:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.guidance.schedules import value_at
+from diffsample.guidance.schedules import ONE_A_SAMPLE, value_at
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
@@ -124,17 +124,20 @@ def batch_of(operator: Any, y: Array, x: Array) -> Array:
 
     Raises:
         ValueError: y is not shaped like A(x0), with or without the batch axis; the operator cannot take x.
-        TypeError: A(x0) is not real.
+        TypeError: y or A(x0) is not real.
     """
+    y = jnp.asarray(y)
     try:
         out = jax.eval_shape(partial(apply, operator), jax.ShapeDtypeStruct(x.shape, x.dtype))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the operator fails on one sample of shape {x.shape[1:]}: {error}") from error
     if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"the operator must return one real array, got {out}; stack real and imaginary parts")
-    if jnp.shape(y) not in (out.shape, out.shape[1:]):
-        raise ValueError(f"y has shape {jnp.shape(y)}; for x of shape {x.shape} the operator gives {out.shape[1:]}, so "
-                         f"y must be {out.shape[1:]} or {out.shape}")  # fmt: skip
+    if jnp.iscomplexobj(y):
+        raise TypeError(f"y must be real like the operator's output, got {y.dtype}; stack real and imaginary parts")
+    if y.shape not in (out.shape, out.shape[1:]):
+        raise ValueError(f"y has shape {y.shape}; for x of shape {x.shape} the operator gives {out.shape[1:]}, so "
+                         f"y must be {out.shape[1:]} or {out.shape} (one a sample: {ONE_A_SAMPLE})")  # fmt: skip
     return jnp.broadcast_to(jnp.asarray(y, x.dtype), out.shape)
 
 
@@ -205,6 +208,13 @@ def require_gradient(operator: Any, y: Any, x: Any) -> None:
     if graph.outvars[0] not in reached:
         raise ValueError("this rule needs the operator's gradient, which is zero everywhere (rounding, sign, argmax?); "
                          "use a rule without gradients, or a differentiable stand-in")  # fmt: skip
+
+
+def one_a_sample(what: str, values: Array, x: Array) -> Array:
+    """The values; raises ValueError unless they are [B], one for each of the samples x."""
+    if jnp.shape(values) != x.shape[:1]:
+        raise ValueError(f"{what} must return one number a sample, {x.shape[:1]}, got shape {jnp.shape(values)}")
+    return values
 
 
 def check_noise(sigma_y: Any, positive: bool = False) -> None:

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.classifier_based import gradient, posterior_variance, shift_mean
 from diffsample.guidance.projected import inner, positive
-from diffsample.guidance.schedules import scheduled, value_at
+from diffsample.guidance.schedules import known, scheduled, value_at
 from diffsample.struct import pytree
 from diffsample.wrapping import Wrapper
 
@@ -156,6 +157,8 @@ def elucd_nudge(
     >>> elucd_nudge(ds.exact.Gaussian(0.0, 1.0), lambda x: jnp.stack([x, -x], axis=-1), steps=10).coupled
     False
     """
+    if known(steps) and not np.all(np.asarray(steps) >= 1):
+        raise ValueError(f"steps={steps} must be at least 1: the noise levels of the grid")
     size, sway, tau, others = map(scheduled, (size, sway, tau, others))
     return Nudged(denoiser, scheduled(logits), steps, size, sway, tau, others)
 
@@ -166,6 +169,8 @@ def tempered_log_prob(logits: Array, label: Array, tau: Any = 1.0, others: Any =
     >>> tempered_log_prob(jnp.array([[0.0, 500.0]]), jnp.array([1])).tolist()
     [0.0]
     """
+    if label is None or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise TypeError(f"a classifier needs integer labels [B] as the condition, got {label!r}")
     own = jnp.take_along_axis(logits, jnp.asarray(label)[:, None], axis=1)[:, 0]
     spread = jnp.broadcast_to(jnp.asarray(others, logits.dtype), own.shape)[:, None]
     return tau * own - jax.nn.logsumexp(spread * logits, axis=1)

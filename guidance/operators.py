@@ -216,13 +216,15 @@ def radon(shape: Sequence[int], angles: Sequence[float]) -> Matrix:
         angles: in degrees; 0 sums over columns.
 
     Raises:
-        ValueError: an image of more than one channel.
+        ValueError: an image of more than one channel; no angle.
 
     >>> import jax.numpy as jnp
     >>> radon((2, 2, 1), [0.0])(jnp.ones((2, 2, 1))).sum().tolist()
     4.0
     """
     height, width, channels = _image(shape)
+    if not len(angles):
+        raise ValueError("radon needs at least one angle")
     if channels != 1:
         raise ValueError(f"radon takes images of one channel, got {tuple(shape)}")
     bins = math.ceil(math.hypot(height, width)) + 1

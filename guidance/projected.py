@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree, expand
 from diffsample.guidance.branches import Branches, TwoBranches, both
-from diffsample.guidance.schedules import scheduled, value_at
+from diffsample.guidance.schedules import known, scheduled, value_at
 from diffsample.guidance.spaces import DATA, VELOCITY, Space, shift_output
 from diffsample.process import Level
 from diffsample.struct import pytree, static
@@ -127,7 +128,7 @@ def apg(
         radius, momentum and eta are numbers, [B] or schedules.
 
     Raises:
-        ValueError: at trace time, axes that x does not have.
+        ValueError: a radius that is not positive; at trace time, axes that x does not have.
 
     Reference: Sadat, Hilliges, Weber 2025, arXiv 2410.02416, algorithm 1.
 
@@ -135,6 +136,8 @@ def apg(
     >>> ds.guidance.apg(ds.exact.Gaussian(0.0, 1.0), null=10, scale=7.5, radius=2.5, momentum=-0.5).evaluations
     2
     """
+    if radius is not None and known(radius) and not np.all(np.asarray(radius) > 0):
+        raise ValueError(f"radius={radius} must be positive; None leaves the difference as long as it is")
     axes = None if axes is None else tuple(axes)
     scale, radius, momentum, eta = map(scheduled, (scale, radius, momentum, eta))
     return AdaptiveProjected(denoiser, null, scale, radius, momentum, eta, axes, rms, space, batched)

@@ -18,6 +18,10 @@ from diffsample.process import Level
 from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 
+ONE_A_SAMPLE = (
+    "inside the branches of another rule only with batched=False there; not with chunk=, nor in adaptive solvers"
+)
+
 
 def value_at(hyper: Any, level: Level, x: Array) -> Array:
     """A hyperparameter at a level, in x's dtype and shaped to broadcast against x [B, ...].
@@ -28,11 +32,11 @@ def value_at(hyper: Any, level: Level, x: Array) -> Array:
     >>> value_at(lambda level: 2 * level.sigma, Level(None, 1.0, 3.0), jnp.ones((2, 5))).tolist()
     6.0
     """
-    value: Any = hyper(level) if callable(hyper) else hyper
+    value = jnp.asarray(hyper(level) if callable(hyper) else hyper)
     if jnp.shape(value) not in ((), x.shape[:1]):
         raise ValueError(
             f"a hyperparameter has shape {jnp.shape(value)} in a batch of {x.shape[0]}: it may be a number, or one a "
-            f"sample [B] (inside the branches of another rule only with batched=False there, and not with chunk=)"
+            f"sample [B] ({ONE_A_SAMPLE})"
         )
     return expand(value, x)
 

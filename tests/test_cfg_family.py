@@ -203,13 +203,13 @@ def checkerboard():
     return (-1.0) ** np.add.outer(np.arange(8), np.arange(8))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (9,)])
 def test_the_pyramid_is_perfectly_inverted(size):
-    x = jax.random.normal(KEY, (2, *size, 3))
+    x, axes = jax.random.normal(KEY, (2, *size, 3)), tuple(range(1, len(size) + 1))
     for levels in (1, 2, 3):
-        bands = laplacian_pyramid(x, levels, (1, 2))
+        bands = laplacian_pyramid(x, levels, axes)
         assert len(bands) == levels
-        np.testing.assert_allclose(from_pyramid(bands, (1, 2)), x, atol=1e-6)
+        np.testing.assert_allclose(from_pyramid(bands, axes), x, atol=1e-6)
 
 
 def test_fdg_scales_bands_by_their_own_scale():
@@ -266,6 +266,9 @@ def test_apg_over_chosen_axes_is_apg_of_each_line(x64):
     ("build", "message"),
     [
         (lambda d: guidance.composable(d, 1, 2.0, [1, 2], [1.0]), "2 conditions and 1 weights"),
+        (lambda d: guidance.apg(d, 1, 2.0, radius=-1.0), "radius=-1.0 must be positive"),
+        (lambda d: guidance.apg_mix(d, 1, radius=0.0), "radius=0.0 must be positive"),
+        (lambda d: guidance.elucd_nudge(d, lambda x: x, 0), "steps=0"),
         (lambda d: guidance.fdg(d, 1, []), "a scale a band"),
         (lambda d: guidance.fdg(d, 1, [1.0, 2.0], parallel=[1.0]), "as many parallel weights"),
     ],

@@ -206,3 +206,12 @@ def test_quantile_labels_have_equal_mass_and_own_their_upper_edges():
     np.testing.assert_array_equal(guidance.quantile_labels(jnp.ones(4), 2), 0)  # ties stay together
     with pytest.raises(ValueError, match="got 5"):
         guidance.quantile_labels(jnp.ones(4), 5)
+
+
+def test_classifiers_of_another_shape_are_named():
+    law, x, zero = ds.exact.Gaussian(0.0, 1.0), jnp.ones((2, 3)), jnp.int32(0)
+    at = ds.Point(ds.Level(0.5, 0.6, 0.8), ds.Level(0.4, 0.8, 0.6), zero, zero, jax.random.split(KEY, 2))
+    with pytest.raises(ValueError, match=r"one number a sample, \(2,\), got shape \(2, 3\)"):
+        guidance.classifier(law, lambda x, level, cond: x)(x, at, None, ())
+    with pytest.raises(TypeError, match="integer labels"):
+        guidance.tempered_log_prob(x, x)

@@ -183,6 +183,7 @@ def test_branches_are_one_call_or_two():
         (2, None, "needs a condition"),
         ((2, 2), jnp.zeros(4, int), "structure"),
         (jnp.zeros((3, 5)), jnp.zeros((4, 2)), "does not broadcast"),
+        (0.5, jnp.zeros(4, int), "null must be an integer"),
     ],
 )
 def test_bad_conditions_are_named(null, cond, message):

@@ -109,6 +109,7 @@ RULES = {
     "ddnm": lambda A, y: guidance.ddnm(LAW, A, y),
     "red_diff": lambda A, y: guidance.red_diff(LAW, A, y),
     "psld": lambda A, y: guidance.psld(LAW, A, y, encode=lambda v: v, decode=lambda v: v),
+    "observe": lambda energy, y: guidance.observe(LAW, y, [1, 0, 1], 2.0, energy),
 }
 
 
@@ -129,6 +130,8 @@ def draw(rule):
         ("dps", lambda x0: jax.pure_callback(np.sin, x0, x0, vmap_method="sequential"), jnp.ones(3), ValueError,
          "gradient, and JAX cannot form it"),
         ("dps", lambda x0: (x0 > 0).astype(int), jnp.ones(3), TypeError, "one real array"),
+        ("dps", SEEN, 1j * jnp.ones(3), TypeError, "y must be real"),
+        ("observe", lambda x0, y, mask: x0, jnp.ones(3), ValueError, r"the energy.*\(2,\), got shape \(2, 3\)"),
         ("dps", lambda x0: jnp.fft.fft(x0), jnp.ones(3), TypeError, "stack real and imaginary"),
         ("dps", jnp.eye(3), jnp.ones(3), TypeError, r"operators.matrix\(A\)"),
         ("ddnm", lambda x0: x0[:2], jnp.ones(2), TypeError, "pseudo-inverse"),
@@ -140,6 +143,13 @@ def draw(rule):
 def test_bad_operators_and_measurements_are_refused_before_sampling(rule, operator, y, error, message):
     with pytest.raises(error, match=message):
         draw(RULES[rule](operator, y))
+
+
+def test_lists_of_numbers_are_measurements_and_weights():
+    as_lists = guidance.dps(LAW, SEEN, [1.0, 0.0, 1.0], [0.3, 0.6])
+    np.testing.assert_array_equal(
+        draw(as_lists), draw(guidance.dps(LAW, SEEN, jnp.array([1.0, 0, 1]), jnp.array([0.3, 0.6])))
+    )
 
 
 def test_bad_numbers_are_refused_when_the_rule_is_made():
@@ -167,6 +177,7 @@ def test_bad_numbers_are_refused_when_the_rule_is_made():
         (lambda: operators.matrix(np.ones(3)), r"finite matrix \[m, d\]"),
         (lambda: operators.matrix(np.ones((2, 3)), (2, 2)), "does not map"),
         (lambda: operators.radon((4, 4, 3), [0.0]), "one channel"),
+        (lambda: operators.radon((4, 4, 1), []), "at least one angle"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

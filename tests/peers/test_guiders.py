@@ -3,8 +3,8 @@
 Left out as no oracles, each seen: smoothed-energy guidance (its two branches of the blur are swapped), tangential
 guidance through its class (reads an attribute that does not exist; its function is used), perturbed and skip-layer
 guidance at scale 1 (they drop a branch and lose one from the strength), zero-init outside the first steps (ignores
-`start`), magnitude-aware guidance on 4-D arrays (a three-axis norm that torch refuses), frequency-decoupled guidance
-(needs kornia). Zero-star and tangential guidance compute in float32 inside: 2e-6 relative.
+`start`), magnitude-aware guidance on 4-D arrays (a three-axis norm that torch refuses). Frequency-decoupled guidance
+needs kornia. Zero-star and tangential guidance compute in float32 inside: 2e-6 relative.
 """
 
 import jax
@@ -130,3 +130,16 @@ def test_perturbed_guidance_is_theirs(x64, name):
     worse = ds.Network(table, jnp.asarray(DATA[[2]]), predicts="velocity")
     found, _ = ours(lambda d: guidance.perturbed(d, worse, 1, 4.0, 2.8))
     np.testing.assert_allclose(found, theirs(guider, DATA), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("parallel", [None, [0.5, 0.0, 2.0]])
+def test_frequency_decoupled_guidance_is_theirs(x64, parallel):
+    """On sides that are powers of two; kornia pads others, where here every band is half as large, rounded up."""
+    pytest.importorskip("kornia")
+    outputs = np.random.default_rng(1).normal(size=(2, 2, 16, 32, 3))
+    guider = guiders.FrequencyDecoupledGuidance(
+        [9.0, 4.0, 2.0], parallel_weights=parallel, use_original_formulation=True
+    )
+    expected = theirs(guider, np.moveaxis(outputs, -1, 2))
+    found, _ = ours(lambda d: guidance.fdg(d, 1, [10.0, 5.0, 3.0], parallel=parallel), outputs, "data")
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), expected, rtol=1e-10, atol=1e-11)
