@@ -299,6 +299,7 @@ def test_a_constraint_on_guesses_is_reported_and_one_on_results_is_exact():
         ),
         (lambda: smc.ess(1.5), ValueError, "threshold=1.5"),
         (lambda: smc.every(0), ValueError, "every.m=0"),
+        (lambda: smc.every(2.5), ValueError, "every.m=2.5"),
         (lambda: smc.window(3, 2, smc.always), ValueError, "holds no row"),
     ],
 )

@@ -48,7 +48,14 @@ class Particles(NamedTuple):
 
         Args:
             values: a number, or an array, for each particle, in the order of `x`.
+
+        Raises:
+            ValueError: values of another number of particles.
         """
+        if values.shape[:1] != (self.log_w.size,):
+            raise ValueError(
+                f"values of shape {values.shape} for {self.log_w.size} particles: one a particle, first axis"
+            )
         grouped = values.reshape(self.log_w.shape + values.shape[1:])
         return jnp.einsum("gk,gk...->g...", self.weights, grouped, precision="highest")
 

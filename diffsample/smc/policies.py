@@ -89,14 +89,14 @@ def every(m: Any) -> Every:
         m: rows between two resamplings, at least 1; a leaf.
 
     Raises:
-        ValueError: m below 1.
+        ValueError: m below 1, or no whole number.
 
     >>> import jax.numpy as jnp
     >>> [bool(every(3)(jnp.zeros(2), row)) for row in (2, 3)]
     [False, True]
     """
-    if is_concrete(m) and m < 1:
-        raise ValueError(f"every(m={m}) must be at least 1 row")
+    if is_concrete(m) and not np.all((np.asarray(m) >= 1) & (np.asarray(m) % 1 == 0)):
+        raise ValueError(f"every(m={m}) must be a whole number of rows, at least 1")
     return Every(m)
 
 
@@ -114,6 +114,6 @@ def window(low: Any, high: Any, policy: Policy) -> Window:
     >>> [bool(window(2, 3, ess(1.0))(jnp.array([0.0, 1.0]), row)) for row in (1, 2, 3, 4)]
     [False, True, True, False]
     """
-    if is_concrete((low, high)) and low > high:
+    if is_concrete((low, high)) and np.any(np.asarray(low) > np.asarray(high)):
         raise ValueError(f"window(low={low}, high={high}) holds no row")
     return Window(low, high, as_pytree(policy))
