@@ -99,12 +99,12 @@ def is_key(leaf: Any) -> bool:
 
 def _read(value: Any, seen: dict[int, bytes]) -> bytes:
     """Hash of a value inside a program; `seen` remembers inner programs, which are often the same."""
+    if isinstance(value, Jaxpr):
+        if id(value) not in seen:  # from jax 0.12 on it holds its constants, and is its own ClosedJaxpr
+            seen[id(value)] = _sum(*_lines(value, seen), *map(digest, getattr(value, "consts", ())))
+        return seen[id(value)]
     if isinstance(value, ClosedJaxpr):
         return _sum(_read(value.jaxpr, seen), *map(digest, value.consts))
-    if isinstance(value, Jaxpr):
-        if id(value) not in seen:
-            seen[id(value)] = _sum(*_lines(value, seen))
-        return seen[id(value)]
     if isinstance(value, tuple | list):
         return _sum(*(_read(part, seen) for part in value))
     if isinstance(value, np.ndarray | jax.Array):

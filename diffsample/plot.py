@@ -240,7 +240,11 @@ def _finish_calls(axes: Any, calls: Sequence[float], floor: float | None, title:
         axes.axhline(floor, color="0.4", ls="--", lw=1, label="perfect samples")
     ticks = _spaced(calls)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
+    if axes.get_yscale() == "log":  # within a decade it takes the minor ticks to carry numbers
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:.4g}")
+        axes.yaxis.set_minor_formatter("{x:.4g}" if high < 10 * low else "")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)

@@ -212,6 +212,17 @@ def test_quality_plot_draws_one_sorted_line_a_solver():
     assert set(lines) == {"ddim", "heun", "perfect samples"}
 
 
+@pytest.mark.parametrize("values", [(2.1, 2.9), (0.31, 0.33), (0.4, 2.0), (0.5, 200.0)])
+def test_quality_plot_numbers_its_vertical_axis_however_near_the_values(values):
+    figure = plot.quality_plot([("ddim", 5, values[1]), ("ddim", 10, values[0])], floor=values[0])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    assert len({tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high} - {""}) >= 2
+    assert axes.get_xticks().tolist() == [5, 10] and not axes.get_xticks(minor=True).size
+
+
 def test_notebook_is_given_a_png():
     assert plot.quality_plot([("ddim", 5, 1.0)])._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
 

@@ -20,14 +20,17 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_example_runs():
-    example, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)  # others are run by the tests of what they show
+def test_example_runs_and_the_lines_on_many_devices_after_it():
+    example, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (spread,) = (block for block in others if "jax.make_mesh" in block)  # tests of what they show run the rest
     assert len(example.strip().splitlines()) <= 12
     scope: dict = {}
     exec(compile(example, "README.md", "exec"), scope)
     assert scope["images"].shape == (20, 8, 8, 1)
     read = scope["digits"].classifier(scope["images"]).argmax(axis=-1)
     assert (read == scope["labels"]).mean() > 0.8  # chance is 0.1
+    exec(compile(spread, "README.md", "exec"), scope)
+    assert scope["images"].shape == (64, 8, 8, 1) and scope["images"].sharding.mesh == scope["mesh"]
 
 
 def test_there_are_exactly_two_commands_for_a_fresh_machine():
