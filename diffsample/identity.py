@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -114,19 +115,33 @@ def _read(value: Any, seen: dict[int, bytes]) -> bytes:
 
 
 def _lines(jaxpr: Jaxpr, seen: dict[int, bytes]) -> Iterator[bytes]:
-    """The equations of a program, variables by their number."""
-    numbers = {variable: i for i, variable in enumerate([*jaxpr.constvars, *jaxpr.invars])}
+    """The equations of a program, variables by their number.
+
+    Whether a type is weak is not read, nor what changes this alone: arrays of several processes have no weak types.
+    """
+    numbers = map(str, itertools.count())
+    names = dict(zip([*jaxpr.constvars, *jaxpr.invars], numbers, strict=False))
 
     def name(variable: Any) -> str:
-        value = np.asarray(variable.val).tolist() if isinstance(variable, Literal) else numbers.get(variable)
-        return f"{value} {getattr(variable.aval, 'dtype', '')}{getattr(variable.aval, 'shape', '')}"
+        return str(np.asarray(variable.val).tolist()) if isinstance(variable, Literal) else names[variable]
+
+    def typed(variable: Any) -> str:
+        return f"{name(variable)} {_dtype(variable)}{getattr(variable.aval, 'shape', '')}"
 
     for equation in jaxpr.eqns:
-        numbers |= {variable: len(numbers) + i for i, variable in enumerate(equation.outvars)}
-        variables = [*map(name, equation.invars), "to", *map(name, equation.outvars)]
-        yield " ".join([equation.primitive.name, *variables]).encode()
-        yield from (label.encode() + _read(equation.params[label], seen) for label in sorted(equation.params))
-    yield " ".join(map(name, jaxpr.outvars)).encode()
+        operation, given, made = equation.primitive.name, equation.invars, equation.outvars
+        if operation == "convert_element_type" and _dtype(given[0]) == _dtype(made[0]):
+            names[made[0]] = name(given[0])
+            continue
+        names |= zip(made, numbers, strict=False)
+        yield " ".join([operation, *map(typed, given), "to", *map(typed, made)]).encode()
+        labels = sorted(set(equation.params) - {"weak_type"})
+        yield from (label.encode() + _read(equation.params[label], seen) for label in labels)
+    yield " ".join(map(typed, jaxpr.outvars)).encode()
+
+
+def _dtype(variable: Any) -> str:
+    return str(getattr(variable.aval, "dtype", ""))
 
 
 def _sum(*parts: bytes) -> bytes:

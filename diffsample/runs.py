@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +71,32 @@ class Run:
         """
         from diffsample import checkpoint  # imports orbax, which takes a second
 
-        checkpoint.save(path, {"of": _identity(self.job), "row": self.row, "carry": _on_host(self.carry)})
+        of, by = _identity(self.job), _letters(code(self.job))
+        checkpoint.save(path, {"of": of, "code": by, "row": self.row, "carry": _on_host(self.carry)})
 
     def restore(self, path: str | Path) -> "Run":
         """The run saved at `path`, on the devices of this one: `start(...).restore(path)` with the same arguments.
 
         Raises:
             FileNotFoundError: nothing is saved there.
-            ValueError: it is of another sampler, key, condition, shape or first sample, or of other code.
+            ValueError: it is of another sampler, key, condition, shape or first sample.
+
+        Warns:
+            UserWarning: a function of the sampler was edited since, so that it computes something else.
         """
         from diffsample import checkpoint
 
-        fresh = _on_host(self.carry)
+        of, by, fresh = _identity(self.job), _letters(code(self.job)), _on_host(self.carry)
         try:
-            found = checkpoint.restore(path, {"of": _identity(self.job), "row": 0, "carry": fresh})
+            found = checkpoint.restore(path, {"of": of, "code": by, "row": 0, "carry": fresh})
         except ValueError as error:
             raise ValueError(f"{path} holds a run of another sampler or shape: {error}") from error
-        if found["of"].tolist() != _identity(self.job).tolist():
-            raise ValueError(f"{path} holds a run of another sampler, key, condition or first sample, or of functions "
-                             f"that were edited since; start(...) needs the arguments of that run")  # fmt: skip
+        if found["of"].tolist() != of.tolist():
+            raise ValueError(f"{path} holds a run of another sampler, key, condition or first sample; start(...) needs "
+                             f"the arguments of the run that was saved")  # fmt: skip
+        if found["code"].tolist() != by.tolist():
+            warnings.warn(f"{path} was saved by other code: a function of the sampler computes something else now, and "
+                          f"the run goes on with it", stacklevel=2)  # fmt: skip
         leaves, structure = jax.tree.flatten(self.carry)
         found_leaves = [_placed_as(value, leaf) for value, leaf in zip(found["carry"], leaves, strict=True)]
         return dataclasses.replace(self, carry=jax.tree.unflatten(structure, found_leaves), row=found["row"])
@@ -115,5 +123,9 @@ def _placed_as(value: np.ndarray, like: Any) -> Any:
 def _identity(job: Job) -> np.ndarray:
     """Letters that tell apart what would continue differently."""
     of = (job.sampler, job.key, job.first, job.x, job.cond, job.observer)
-    text = f"{fingerprint(as_on_device(of))} {code(job)} {job.plan.shape} {job.plan.dtype}"
+    return _letters(f"{fingerprint(as_on_device(of))} {job.plan.shape} {job.plan.dtype}")
+
+
+def _letters(text: str) -> np.ndarray:
+    """A hash of a text, as an array that checkpoints take."""
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffsample.counts import is_whole
 from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
 from diffsample.solvers.levels import between
@@ -66,7 +67,7 @@ class Derivative:
     relaxation: Relaxation | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", tuple(int(point) for point in self.points))
+        object.__setattr__(self, "points", _whole("points", self.points))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +115,9 @@ class Decisions:
         n = len(self.times) - 1
         put = lambda name, value: object.__setattr__(self, name, tuple(value))  # noqa: E731
         put("times", map(float, self.times))
-        put("orders", map(int, self.orders))
+        put("orders", _whole("orders", self.orders))
         put("predictions", self.predictions)
-        put("starts", map(int, self.starts or (-1,) * n))
+        put("starts", _whole("starts", self.starts or (-1,) * n))
         put("correctors", self.correctors or ("none",) * n)
         put("corrector_relaxations", self.corrector_relaxations or (None,) * n)
         _check_lengths(self, n)
@@ -147,6 +148,9 @@ class Decisions:
     def from_json(cls, text: str) -> "Decisions":
         """The schedule that `to_json` wrote, checked again.
 
+        Raises:
+            ValueError: it is none, or one that breaks a rule.
+
         >>> schedule = Decisions((1.0, 0.5, 0.1), (1, 2), ("data", "noise"))
         >>> Decisions.from_json(schedule.to_json()) == schedule
         True
@@ -156,13 +160,13 @@ class Decisions:
         if not isinstance(found, dict) or not {"times", "orders", "predictions"} <= set(found) <= names:
             raise ValueError(f"not a schedule: it needs times, orders and predictions, and may have {sorted(names)}; "
                              f"got {sorted(found) if isinstance(found, dict) else found!r}")  # fmt: skip
-        if "derivatives" in found:
-            found["derivatives"] = [
-                [Derivative(d["points"], _relaxation(d["relaxation"])) for d in step] for step in found["derivatives"]
-            ]
-        if "corrector_relaxations" in found:
-            found["corrector_relaxations"] = [_relaxation(entry) for entry in found["corrector_relaxations"]]
-        return cls(**found)
+        try:
+            for name, read in (("derivatives", _derivatives), ("corrector_relaxations", _relaxation)):
+                if name in found:
+                    found[name] = [read(entry) for entry in found[name]]
+            return cls(**found)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a schedule: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON file `path`."""
@@ -249,6 +253,16 @@ def nearest(order: int, start: int, relaxation: Relaxation | None = None) -> tup
 
 def _relaxation(entry: Mapping[str, Any] | None) -> Relaxation | None:
     return None if entry is None else Relaxation(**entry)
+
+
+def _derivatives(entries: Sequence[Mapping[str, Any]]) -> list[Derivative]:
+    return [Derivative(entry["points"], _relaxation(entry.get("relaxation"))) for entry in entries]
+
+
+def _whole(name: str, values: Sequence[Any]) -> tuple[int, ...]:
+    if not all(map(is_whole, values)):
+        raise TypeError(f"{name}={values!r} must be whole numbers")
+    return tuple(map(int, values))
 
 
 def _check_lengths(d: Decisions, n: int) -> None:

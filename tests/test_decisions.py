@@ -1,6 +1,7 @@
 """Schedules as data: defaults, JSON, the released layout, and decisions that are refused by step and value."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -97,6 +98,25 @@ def test_released_layout_is_read():
 def test_bad_decisions_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"orders": [1, 1.5]}, r"orders=\[1, 1.5\] must be whole numbers"),
+        ({"orders": ["1", 2]}, "must be whole numbers"),
+        ({"derivatives": [[], 3]}, "not a schedule"),
+        ({"derivatives": [[], [{"relaxation": None}]]}, "not a schedule: 'points'"),
+        ({"derivatives": [[], [{"points": "-2"}]]}, "points='-2' must be whole numbers"),
+        ({"corrector_relaxations": [{"shape": "bh1"}, None]}, "not a schedule"),
+        ({"times": None}, "not a schedule"),
+        ({"steps": 3}, "needs times, orders and predictions"),
+    ],
+)
+def test_bad_files_are_named(changes, message):
+    good = json.loads(Decisions((1.0, 0.5, 0.1), (1, 2), ("data", "noise")).to_json())
+    with pytest.raises(ValueError, match=message):
+        Decisions.from_json(json.dumps(good | changes))
 
 
 def test_bad_relaxations_are_named():

@@ -83,6 +83,16 @@ def test_jitter_is_relative_and_of_its_size():
     np.testing.assert_allclose(factors.mean(axis=0), 1.0, atol=4 * 0.02 / np.sqrt(2000))
 
 
+def test_gamma_moves_from_where_it_is():
+    space = Space(1.0, (0.01, 0.01), rates=dataclasses.replace(STILL, gamma=1.0, gamma_std=0.03))
+    parent = multistep_decisions([1.0, 0.3, 0.01], order=2, relaxation=Relaxation("linear", 0.5))
+    rng = np.random.default_rng(0)
+    moved = (mutate(rng, parent, space).derivatives[1][0].relaxation for _ in range(400))
+    gammas = [relaxation.gamma for relaxation in moved if relaxation is not None]
+    assert abs(np.mean(gammas) - 0.5) < 4 * 0.03 / 20  # false alarm 6e-5
+    np.testing.assert_allclose(np.std(gammas), 0.03, rtol=4 / np.sqrt(800))
+
+
 def test_crossover_takes_whole_decisions_from_both_parents():
     space = Space(1.0, (0.01, 0.01), rates=dataclasses.replace(STILL, stepwise=0.0))
     rng, one = np.random.default_rng(0), dataclasses.replace(PARENT, first="mean")
@@ -116,6 +126,7 @@ def test_random_times_are_uniform_in_their_power_and_end_anywhere_in_the_range()
     for schedule in drawn:
         inner = np.sqrt(schedule.times[:-1])
         np.testing.assert_allclose(np.diff(inner), np.diff(inner)[0], rtol=1e-9)
+        assert 0.01 < (inner[-1] + np.diff(inner)[0]) ** 2 < 0.05
     ends = np.array([mutate(rng, schedule, space).times[-1] for schedule in drawn])
     assert ends.min() < 0.015 and ends.max() > 0.045  # each missed with probability (7/8)^100 = 2e-6
 

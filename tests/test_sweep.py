@@ -260,6 +260,8 @@ def test_programs_are_told_apart_by_what_they_compute():
     ]
     assert len(set(different)) == len(different)
     assert program_of(lambda x: jnp.where(x > 0.5, x, 0.0), 2 * x) == different[-2]
+    weak, strong = (program_of(lambda x, a: jnp.log(a) + x, x, a) for a in (2.0, jnp.float32(2.0)))
+    assert weak == strong  # what is spread over processes loses its weak type
     assert identity.fingerprint(np.zeros((2, 3))) != identity.fingerprint(np.zeros((3, 2)))
     assert identity.fingerprint(np.zeros(2, np.int32)) != identity.fingerprint(np.zeros(2, np.float32))
 
