@@ -151,7 +151,7 @@ def jobs(sharding, out: Path) -> dict:
 
     shared = out.parent / "job"
     for lost in shared.glob("commits/*10-*15.json"):
-        lost.unlink()
+        lost.unlink(missing_ok=True)
     return {"draws alone/job": job(3, out.with_suffix(".three")), "draws alone/shared": job(21, shared)}
 
 
@@ -165,8 +165,7 @@ def main(out: str, kind: str, number: int = 0, port: int = 0) -> None:
     folder = Path(out).parent / "runs"
     folder.mkdir(exist_ok=True)
     found = matrix(None if kind == "one" else place(), folder)
-    if kind in ("one", "eight"):
-        found |= jobs(None if kind == "one" else place(), Path(out))
+    found |= jobs(None if kind == "one" else place(), Path(out))
     if kind == "eight":
         found |= {f"collectives/{name}": np.array(collectives(name, place())) for name in samplers()}
     found["devices"] = np.array(jax.device_count())
