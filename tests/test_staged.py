@@ -20,6 +20,7 @@ from diffsample.compiles import count_compiles
 from diffsample.search import (
     Evolution,
     Population,
+    Ranker,
     Rates,
     ReferenceDistance,
     Space,
@@ -79,6 +80,51 @@ def test_history_is_plain_arrays(undisturbed):
 def test_predictor_enters_after_the_first_stage(undisturbed):
     taus = np.array(undisturbed.history.taus)
     assert np.isnan(taus[: STAGES.first]).all() and not np.isnan(taus[STAGES.first :]).any()
+
+
+def test_predictor_is_trained_where_a_stage_begins(monkeypatch):
+    trained: list[int] = []
+
+    def fit(self, key, schedules, values, longest, room):
+        trained.append(len(schedules))
+        return []
+
+    monkeypatch.setattr(Ranker, "fit", fit)
+    monkeypatch.setattr(Ranker, "score", lambda self, weights, schedules, longest: worth(schedules))
+    search(KEY, worth, 4, space=SPACE, stages=Stages(generations=7, batch=6, first=2, each=2), ranker=SMALL)
+    assert trained == [2 * 6, 4 * 6, 6 * 6]
+
+
+def test_schedules_that_fail_are_worth_infinity_and_are_never_the_best():
+    def partly(schedules):
+        return np.where([schedule.first == "zero" for schedule in schedules], np.nan, worth(schedules))
+
+    found = search(KEY, partly, 4, space=SPACE, stages=Stages(2, 12), ranker=None)
+    failed = [schedule.first == "zero" for schedule in found.history.schedules]
+    assert any(failed) and np.isinf(np.array(found.history.values)[failed]).all() and np.isfinite(found.value)
+
+
+def test_arrays_hold_every_decision():
+    schedule = solvers.Decisions(
+        times=(1.0, 0.6, 0.3, 0.1),
+        orders=(1, 2, 3),
+        predictions=("noise", "data", "v3"),
+        starts=(-1, -2, -1),
+        derivatives=((), (solvers.Derivative((-1,), solvers.Relaxation("linear", -0.2)),),
+                     (solvers.Derivative((-2, -3), solvers.Relaxation("bh2")), solvers.Derivative((-3, -2)))),
+        correctors=("pseudo", "implicit", "none"),
+        corrector_relaxations=(solvers.Relaxation("bh1"), None, None),
+        corrector_orders=(2, 2, 0),
+        first="zero",
+    )  # fmt: skip
+    code = encode([schedule], longest=4)
+    columns = {name: getattr(code, name)[0].tolist() for name in code._fields}
+    assert columns["times"] == [1.0, 0.6, 0.3, 0.1, 0.1] and columns["steps"] == 3 and columns["first"] == 1
+    assert columns["orders"] == [1, 2, 3, 0] and columns["predictions"] == [0, 1, 2, 0]
+    assert columns["starts"] == [1, 2, 1, 0] and columns["points"] == [[0, 0, 0], [1, 0, 0], [2, 2, 0], [0, 0, 0]]
+    assert columns["relaxations"] == [0, 1, 3, 0] and columns["gammas"] == pytest.approx([0, -0.2, 0, 0])
+    assert columns["correctors"] == [1, 2, 0, 0] and columns["corrector_orders"] == [2, 2, 0, 0]
+    assert columns["corrector_relaxations"] == [2, 0, 0, 0]
 
 
 def test_key_decides_the_search(undisturbed):
