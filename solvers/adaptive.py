@@ -87,7 +87,7 @@ def solve_ode(
     Args:
         key: typed key; only a denoiser that draws uses it.
         denoiser: without memory, for an adaptive solver also calls it in steps that it then rejects. The flow reads eps
-            alone: rules that move x0 and keep eps (`dps`, `mpgd`, `mean_shift`; their `coupled` is False) do nothing here.
+            alone: rules that move x0 and keep eps (`dps`, `mpgd`, `mean_shift`; not `coupled`) do nothing here.
         process: the noising process.
         x: [B, ...] states at `start`; `diffuse(key, zeros, process.level(start))` draws those of `sample`.
         cond: condition, every leaf with the batch axis first.
