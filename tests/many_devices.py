@@ -152,7 +152,7 @@ def jobs(sharding, out: Path) -> dict:
     shared = out.parent / "job"
     for lost in shared.glob("commits/*10-*15.json"):
         lost.unlink(missing_ok=True)
-    return {"draws alone/job": job(3, out.with_suffix(".three")), "draws alone/shared": job(21, shared)}
+    return {"job/three": job(3, out.with_suffix(".three")), "job/shared": job(21, shared)}
 
 
 def main(out: str, kind: str, number: int = 0, port: int = 0) -> None:
