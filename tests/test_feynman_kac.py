@@ -67,7 +67,8 @@ def test_constant_potential_adds_up_in_log_z_and_leaves_weights_uniform(policy, 
     out = ds.sample(KEY, smc.feynman_kac(sampler(), quarter, particles=5, policy=policy), (10,))
     np.testing.assert_allclose(out.log_z, 11 * 0.25, rtol=1e-6)
     np.testing.assert_allclose(out.weights, 0.2, rtol=1e-6)
-    np.testing.assert_array_equal(out.x, ds.sample(KEY, sampler(), (10,)))  # equal weights leave one copy of each
+    # equal weights leave one copy of each, but for last bits (jax 0.12)
+    np.testing.assert_allclose(out.x, ds.sample(KEY, sampler(), (10,)), rtol=1e-6)
     assert (out.diagnostics.resampled.sum(axis=1) == resamplings).all()
 
 
