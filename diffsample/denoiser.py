@@ -186,6 +186,8 @@ class Network(Denoiser):
             raise ValueError(f"predicts={self.predicts!r} is not a prediction kind; use one of {sorted(KINDS)}")
         if not callable(self.apply):
             raise TypeError(f"apply must be a function (params, x, time, cond) -> array, got {self.apply!r}")
+        if not (self.time is None or callable(self.time)):
+            raise TypeError(f"time must be a function of the Level, such as ds.denoiser.noise_scale; got {self.time!r}")
 
     @property
     def coupled(self) -> bool:
@@ -223,6 +225,11 @@ class Network(Denoiser):
     def _call(self, x: Array, time: Any, cond: PyTree) -> Array:
         time = jnp.broadcast_to(jnp.asarray(time, jnp.promote_types(x.dtype, jnp.float32)), x.shape[:1])
         out = self.apply(self.params, x if self.dtype is None else x.astype(self.dtype), time, cond)
+        if not hasattr(out, "shape"):
+            raise TypeError(
+                f"the network returned a {type(out).__name__}; apply must return one array of x's shape: take it out "
+                f"there, for example lambda params, x, time, cond: model(...)[0]"
+            )
         shape, dtype = jnp.shape(out), jnp.result_type(out)
         if shape != x.shape:
             raise ValueError(
@@ -253,9 +260,13 @@ class AnyProcess(Denoiser):
         return True
 
     def _trained(self) -> Process:
-        if self.network.process is None:
-            raise ValueError("AnyProcess needs a network that names its own process: Network(..., process=...)")
-        return self.network.process
+        trained = getattr(self.network, "process", None)
+        if trained is None:
+            raise ValueError(
+                f"AnyProcess needs a network that names its own process, Network(..., process=...), got a "
+                f"{type(self.network).__name__}; rules go around it, as in cfg(AnyProcess(network), ...)"
+            )
+        return trained
 
     def check(self, process: Process | None, levels: Level) -> None:
         trained = self._trained()

@@ -115,13 +115,22 @@ def as_grid(process: Process, times: Grid | ArrayLike) -> Grid:
     if not isinstance(times, Grid):
         return custom(process, times)
     if times.process != process:
-        raise ValueError(f"mismatched process: the grid was made for {times.process}, the solver for {process}")
+        raise ValueError(f"mismatched process: the grid was made for {times.process}, the solver for {process}; "
+                         f"make both with one process")  # fmt: skip
     return times
 
 
+def check_process(process: Process) -> None:
+    """Raise TypeError where the class is given in place of a process."""
+    if isinstance(process, type):
+        raise TypeError(f"{process.__name__} is a class; a process is made of it, as in {process.__name__}()")
+
+
 def _check_times(process: Process, t: np.ndarray) -> None:
+    check_process(process)
     if t.ndim != 1 or t.size < 2:
-        raise ValueError(f"a grid needs a flat list of at least two times, got shape {t.shape}")
+        raise ValueError(f"a grid needs a flat list of at least two times, got shape {t.shape}; "
+                         f"ds.times.uniform(process, steps) makes one")  # fmt: skip
     if not np.isfinite(t).all():
         i = int(np.argmin(np.isfinite(t)))
         raise ValueError(f"times must be finite, got t[{i}] = {t[i]}")

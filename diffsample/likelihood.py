@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.arguments import check_key, sample_number
 from diffsample.denoiser import Denoiser, PyTree
 from diffsample.probability_flow import (
     TOLERANCES,
@@ -85,7 +86,8 @@ def log_likelihood(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory; times outside the process, of infinite log-SNR, or out of order.
+        TypeError, ValueError: a denoiser with memory; a key, x or condition that `sample` refuses; times outside the
+            process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, eq. 39 and 40; Grathwohl et al. 2019, arXiv 1810.01367.
 
@@ -99,11 +101,11 @@ def log_likelihood(
         raise ValueError(f"t_min={t_min} must lie below t_max={t_max}")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
-    ends = check(denoiser, process, x, t_min, t_max)
+    ends = check(key, denoiser, process, x, cond, (t_min, t_max))
     scales = tuple(float(f(t)) for t in (t_min, t_max) for f in (process.alpha, process.sigma))
     denoiser = jax.tree.map(jnp.asarray, denoiser)
     options = (solver or diffrax.Dopri5(), controller, adjoint or diffrax.RecursiveCheckpointAdjoint(), max_steps)
-    keys = sample_keys(key, first, x.shape[0])
+    keys = sample_keys(key, sample_number(first), x.shape[0])
     return _solve(denoiser, process, x, cond, keys, ends, scales, probes, count, options)
 
 
@@ -187,6 +189,7 @@ def dequantise(key: Array, values: Array, *, low: float = -1.0, high: float = 1.
     >>> bool((-1 <= x[0, 0]) & (x[0, 0] < -1 + 2 / 256)), bool((1 - 2 / 256 <= x[0, 1]) & (x[0, 1] <= 1))
     (True, True)
     """
+    check_key(key)
     _check_range(low, high, levels)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"values must be integers from 0 to {levels - 1}, got {values.dtype}")

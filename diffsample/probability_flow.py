@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.arguments import check_cond, check_key
 from diffsample.denoiser import Denoiser, Point, PyTree
 from diffsample.process import Level, Process
 from diffsample.struct import pytree, static
@@ -76,16 +77,19 @@ def to_state(half_logsnr: Any, y: Array, alpha: Any) -> Array:
     return (alpha / signal_share(half_logsnr)).astype(y.dtype) * y
 
 
-def check(denoiser: Denoiser, process: Process, x: Array, *times: float) -> tuple[float, ...]:
+def check(key: Array, denoiser: Denoiser, process: Process, x: Array, cond: PyTree, times: Any) -> tuple[float, ...]:
     """Half log-SNR at process times, on the host.
 
     Raises:
-        TypeError: x is not floating point.
-        ValueError: a denoiser with memory; times outside (0, t_max], or where log-SNR is infinite; whatever the
-            denoiser's own check says of these levels.
+        TypeError: x is not floating point; not a typed key.
+        ValueError: a denoiser with memory; a condition without the batch axis; times outside (0, t_max], or where
+            log-SNR is infinite; whatever the denoiser's own check says of these levels.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating) or not x.ndim:
-        raise TypeError(f"x must be a floating-point array [batch, ...], got {x.dtype} of shape {x.shape}")
+    check_key(key)
+    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or not x.ndim:
+        raise TypeError(f"x must be a floating-point array [batch, ...], got {jnp.result_type(x)} of shape "
+                        f"{jnp.shape(x)}")  # fmt: skip
+    check_cond(cond, x.shape[0])
     if jax.tree.leaves(jax.eval_shape(denoiser.init, x)):
         raise ValueError(
             f"{type(denoiser).__name__} has memory (its init returns arrays), and an adaptive solver also calls it at "

@@ -41,8 +41,8 @@ class Stack(Observer):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"record must be a function of the view, got {self.function!r}")
-        if self.every < 1:
-            raise ValueError(f"every={self.every} must be at least 1")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every={self.every!r} must be a whole number of at least 1")
 
     def init(self, view: View, rows: int) -> PyTree:
         shapes = jax.eval_shape(self.function, view)
@@ -63,6 +63,10 @@ class Fold(Observer):
 
     function: Callable[[Any, View], PyTree] = static()
     start: PyTree
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"a Fold needs a function of (carry, view), got {self.function!r}")
 
     def init(self, view: View, rows: int) -> PyTree:
         return jax.tree.map(jnp.asarray, self.start)

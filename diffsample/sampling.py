@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample import checking
+from diffsample.arguments import as_states, check_cond, check_dtype, check_key, sample_number
 from diffsample.checking import Check, NonFiniteError
 from diffsample.denoiser import PyTree, expand
 from diffsample.loop import CLOSING_STREAM, PRIOR_STREAM, Job, Plan, run, run_in_python, samples_of
@@ -92,9 +93,10 @@ def sample(
     job = prepared(key, sampler, shape, x, cond, record, first, check, dtype, sharding)
     batch = job.plan.shape[0]
     if chunk is not None and chunk < batch:
-        if record is not None or chunk < 1:
-            raise ValueError(f"chunk={chunk} must be positive and cannot be combined with record; call sample(..., "
-                             f"first=...) for each piece")  # fmt: skip
+        if not isinstance(chunk, (int, np.integer)) or chunk < 1:
+            raise ValueError(f"chunk={chunk!r} must be a whole number of at least 1")
+        if record is not None:
+            raise ValueError(f"chunk={chunk} does not go with a record; call sample(..., first=...) for each piece")
         again = functools.partial(
             sample, key, sampler, progress=progress, debug=debug, check=check, dtype=job.plan.dtype, sharding=sharding
         )
@@ -157,12 +159,19 @@ def prepared(
     sharding: NamedSharding | str | None,
 ) -> Job:
     """The arguments of `sample`, checked and put where they belong."""
-    _check_key(key)
-    dtype = getattr(sampler, "dtype", jnp.float32) if dtype is None else dtype
-    shape, dtype = _start(shape, x, dtype, bool(check))
+    check_key(key)
+    if not (hasattr(sampler, "step") and hasattr(sampler, "finish")):
+        raise TypeError(f"sampler must be a sampler, for example solvers.linear(denoiser, tableau); got a "
+                        f"{type(sampler).__name__}")  # fmt: skip
+    if x is not None:
+        x = as_states(x)
+    own = getattr(sampler, "dtype", jnp.float32)
+    shape, dtype = _start(shape, x, own if dtype is None and x is None else dtype, bool(check))
+    if jnp.issubdtype(own, jnp.floating) and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"the states of {checking.title(sampler)} are floating point, got {dtype}")
     getattr(sampler, "admit", _accept)(shape, x if check else None)
-    _check_cond(cond, shape[0])
-    number = np.uint32(first) if isinstance(first, int) else jnp.uint32(first)  # of an int, jnp's is an eager operation
+    check_cond(cond, shape[0])
+    number = sample_number(first)
     place = None if sharding is None else batch_sharding(sharding, shape[0])
     sampler, key, x, cond = settled((sampler, key, x, cond))
     if place is not None:
@@ -222,8 +231,13 @@ def diffuse(key: Array, x0: Array, level: Level, *, first: int = 0) -> Array:
     Args:
         key: as for `sample`. x0: [B, ...] clean samples. level: `process.level(t)`. first: as for `sample`.
     """
-    _check_key(key)
-    keys = fold(sample_keys(key, first, x0.shape[0]), PRIOR_STREAM)
+    check_key(key)
+    x0 = jnp.asarray(as_states(x0, "x0"))
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"x0 must be floating point, got {x0.dtype}; scale it as the network's data were")
+    if not isinstance(level, Level):
+        raise TypeError(f"level must be a Level, process.level(t); got {level!r}")
+    keys = fold(sample_keys(key, sample_number(first), x0.shape[0]), PRIOR_STREAM)
     noise = normal(keys, x0.shape, jnp.promote_types(x0.dtype, jnp.float32))
     return (expand(level.alpha, noise) * x0 + expand(level.sigma, noise) * noise).astype(x0.dtype)
 
@@ -239,18 +253,8 @@ def _in_chunks(again: Any, shape: tuple, x: Any, cond: PyTree, first: int, chunk
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)  # of particles, some have a row a group
 
 
-def _check_key(key: Any) -> None:
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key must be a typed key, jax.random.key(seed); got {type(key).__name__}"
-                        f"{f' of dtype {key.dtype}' if hasattr(key, 'dtype') else ''}")  # fmt: skip
-    if key.ndim:
-        raise ValueError(f"key must be one key, got an array of {key.shape}; sample i gets its own by fold_in")
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(f"key implementation {jax.random.key_impl(key)} draws differently in different batches under "
-                         f"vmap; use jax.random.key(seed, impl='threefry2x32')")  # fmt: skip
-
-
 def _start(shape: Any, x: Any, dtype: Any, check: bool) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype of the result."""
     if (shape is None) == (x is None):
         raise ValueError("give either shape=(batch, ...) or x=initial states, not both or neither")
     if x is None:
@@ -258,9 +262,10 @@ def _start(shape: Any, x: Any, dtype: Any, check: bool) -> tuple[tuple[int, ...]
             raise TypeError(f"shape must be a tuple of ints (batch, ...), got {shape!r}")
         if not shape or min(shape) < 1:
             raise ValueError(f"shape={tuple(shape)} must have a batch axis and no empty axis")
-        return tuple(int(s) for s in shape), jnp.dtype(dtype)
-    if not hasattr(x, "dtype") or not x.ndim:
-        raise TypeError(f"x must be an array [batch, ...], got {x!r}")
+        return tuple(int(s) for s in shape), check_dtype(dtype)
+    if dtype is not None and jnp.dtype(dtype) != x.dtype:
+        raise ValueError(f"dtype={jnp.dtype(dtype)} goes with shape; the result of x has its {x.dtype}: give "
+                         f"x.astype(...)")  # fmt: skip
     if check and is_concrete(x) and not bool(_all_finite(x)):
         values = whole(x)
         bad = np.argwhere(~np.isfinite(values))[0]
@@ -271,11 +276,3 @@ def _start(shape: Any, x: Any, dtype: Any, check: bool) -> tuple[tuple[int, ...]
 @jax.jit
 def _all_finite(x: Array) -> Array:
     return jnp.isfinite(x).all()
-
-
-def _check_cond(cond: PyTree, batch: int) -> None:
-    for path, leaf in jax.tree.leaves_with_path(cond):
-        shape = jnp.shape(leaf)
-        if not shape or shape[0] != batch:
-            raise ValueError(f"cond{jax.tree_util.keystr(path)} has shape {shape}; every leaf of the condition needs "
-                             f"the batch axis first, here {batch}")  # fmt: skip

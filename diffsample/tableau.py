@@ -124,12 +124,14 @@ def pad(
         noise: "some" makes a deterministic table share the program of a stochastic one; None keeps.
 
     Raises:
-        ValueError: a size is smaller than the table's own.
+        ValueError: a size is smaller than the table's own; another noise than "some".
     """
     n, R, S = tableau.rows, tableau.registers, tableau.slots
     rows, registers, slots = steps or n, registers or R, slots or S
     if rows < n or registers < R or slots < S:
         raise ValueError(f"cannot pad a table of (registers, slots, steps) = {(R, S, n)} to {(registers, slots, rows)}")
+    if noise not in (None, "some", tableau.noise):
+        raise ValueError(f"noise={noise!r} of a table of noise={tableau.noise!r}: only 'some' or None can be asked for")
     A = np.tile(np.eye(registers), (rows + 1, 1, 1))
     B, c = np.zeros((rows + 1, registers, slots)), np.zeros((rows + 1, registers))
     event = np.shape(tableau.shift)[2:]
@@ -144,9 +146,8 @@ def pad(
 
     fields = ("store", "register", "slot", "now", "next", "index", "stage")
     columns = {name: jax.tree.map(repeat_last, getattr(tableau, name)) for name in fields}
-    active = np.concatenate([tableau.active, np.zeros(rows - n, bool)])
-    draws = tableau.noise if noise in (None, tableau.noise) else "some"
-    return dataclasses.replace(tableau, A=A, B=B, c=c, active=active, shift=shift, noise=draws, padded=True, **columns)
+    columns |= {"active": np.concatenate([tableau.active, np.zeros(rows - n, bool)]), "shift": shift}
+    return dataclasses.replace(tableau, A=A, B=B, c=c, noise=noise or tableau.noise, padded=True, **columns)
 
 
 def stack(tableaus: Sequence[Tableau]) -> Tableau:
@@ -158,6 +159,7 @@ def stack(tableaus: Sequence[Tableau]) -> Tableau:
     >>> ds.stack([ds.solvers.ddim(process, grid), ds.solvers.dpmpp(process, grid)]).A.shape
     (2, 5, 1, 1)
     """
+    tableaus = list(tableaus)
     if not tableaus:
         raise ValueError("stack needs at least one tableau")
     outputs = {tableau.output for tableau in tableaus}

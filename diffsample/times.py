@@ -19,6 +19,7 @@ from diffsample.ays import SVD as SVD
 from diffsample.betas import DiscreteBetas
 from diffsample.grid import Grid as Grid
 from diffsample.grid import as_grid as as_grid
+from diffsample.grid import check_process
 from diffsample.grid import custom as custom
 from diffsample.process import Process
 
@@ -301,6 +302,7 @@ def _whole(name: str, value: int) -> int:
 
 
 def _ends(process: Process, start: float | None, default: float, stop: float | None) -> tuple[float, float]:
+    check_process(process)
     start = default if start is None else float(start)
     stop = process.t_min if stop is None else float(stop)
     if not 0 <= stop < start <= process.t_max:

@@ -16,6 +16,7 @@ import lineax
 import numpy as np
 from jax import Array
 
+from diffsample.arguments import sample_number
 from diffsample.denoiser import Denoiser, PyTree
 from diffsample.probability_flow import (
     TOLERANCES,
@@ -102,7 +103,8 @@ def solve_ode(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory; times outside the process, of infinite log-SNR, or out of order.
+        TypeError, ValueError: a denoiser with memory; a key, x or condition that `sample` refuses; times outside the
+            process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 4.3 and appendix D.4; Kidger 2021, arXiv 2202.02435.
 
@@ -177,11 +179,11 @@ def _run(key, denoiser, process, x, cond, start, stop, times, dense, denoise, so
     if start == stop or (order < 0).any() or (strength is not None and start < stop):
         raise ValueError(f"start={start}, times={list(times)}, stop={stop} must be in order"
                          f"{', from noise to data' if strength is not None else ''}")  # fmt: skip
-    half_logsnr = np.array(check(denoiser, process, x, *along.tolist()))
+    half_logsnr = np.array(check(key, denoiser, process, x, cond, along.tolist()))
     adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
     denoiser = jax.tree.map(jnp.asarray, denoiser)
     strength = None if strength is None else jnp.asarray(strength)
-    keys, scales = sample_keys(key, first, x.shape[0]), process.alpha(along)
+    keys, scales = sample_keys(key, sample_number(first), x.shape[0]), process.alpha(along)
     asked = (bool(dense), bool(denoise), len(times) > 0)  # NumPy's bools would be traced
     return _solve(denoiser, process, x, cond, keys, half_logsnr, scales, strength, asked, solver, controller, adjoint,
                   max_steps)  # fmt: skip

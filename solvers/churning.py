@@ -19,12 +19,14 @@ def add_churn(program: Program, level: Level, total: float, low: float, high: fl
         noise: S_noise, standard deviation of the added noise relative to the exact one.
 
     Raises:
-        ValueError: a negative amount, or a raised level beyond the end of the process.
+        ValueError: a negative amount, an empty range, or a raised level beyond the end of the process.
 
     Reference: Karras et al. 2022, arXiv 2206.00364, algorithm 2, lines 4 to 6.
     """
-    if total < 0 or noise < 0:
+    if not (total >= 0 and noise >= 0):
         raise ValueError(f"churn={total} and churn_noise={noise} must not be negative")
+    if not low <= high:
+        raise ValueError(f"churn_min={low} must not lie above churn_max={high}")
     if not total or not low <= rescaled_noise(level) <= high:
         return level
     process = program.grid.process

@@ -56,7 +56,11 @@ def indices(config: Config, steps: int, drop_last: bool = False) -> np.ndarray:
     if spacing == "linspace":
         return np.linspace(total - 1, 0, count)[:steps]
     if spacing == "leading":
-        return (np.arange(count)[::-1] * (total // count) + config["steps_offset"])[:steps]
+        index = np.arange(count)[::-1] * (total // count) + config["steps_offset"]
+        if index[0] >= total:
+            raise ValueError(f"steps={steps} with steps_offset={config['steps_offset']} begins at index {index[0]}, "
+                             f"beyond the last, {total - 1}: take fewer steps")  # fmt: skip
+        return index[:steps]
     only({"usable": None, **config}, "usable", None, config["num_train_timesteps"], why=" with trailing steps")
     return np.round(total - np.arange(steps) * (total / steps)) - 1
 

@@ -133,8 +133,8 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
 
 
 def check_order(order: int, highest: int, name: str) -> None:
-    """Raise ValueError unless order is 1, ..., highest."""
-    if order not in range(1, highest + 1):
+    """Raise ValueError unless order is the whole number 1, ..., or highest."""
+    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or not 1 <= order <= highest:
         raise ValueError(f"{name} has orders 1 to {highest}, got order={order!r}")
 
 

@@ -6,7 +6,7 @@ diffusers rounds or interpolates the index; and the start is x_T ~ N(0, alpha^2 
 diffusers' Euler, Heun and LMS may start wider. Whatever else cannot be reproduced is refused, by key and value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any, NamedTuple
@@ -83,6 +83,7 @@ def from_diffusers(
             pipeline passes its own: FLUX and SD3.5 `lambda n: np.linspace(1, 1 / n, n)`. None: the scheduler's.
 
     Raises:
+        TypeError: a path in place of the object.
         ValueError: dynamic shifting without a size, or a size without it; an unknown class or key, or a value that
             cannot be reproduced; `grid` raises it where that depends on the number of steps.
 
@@ -92,6 +93,8 @@ def from_diffusers(
     >>> found.predicts, found.grid(4).t.tolist()
     ('v', [1.0, 0.75, 0.501, 0.251, 0.0])
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be the JSON object of the file, json.load(open(path)); got {config!r}")
     name = config.get("_class_name")
     if name not in CLASSES:
         raise ValueError(f"_class_name={name!r} cannot be imported; use one of {sorted(CLASSES)}")

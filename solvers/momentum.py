@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from math import isfinite
+from numbers import Real
 
 import numpy as np
 
 from diffsample.grid import Grid, as_grid
 from diffsample.process import Process
 from diffsample.program import Program
+from diffsample.solvers.exponential import check_order
 from diffsample.solvers.moves import rescaled_noise
-from diffsample.solvers.multistep import ADAMS, _check_order, backward_differences, combine
+from diffsample.solvers.multistep import ADAMS, backward_differences, combine
 from diffsample.tableau import About, Tableau
 
 
@@ -109,11 +112,13 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
 
 def _order_and_damping(order: float, beta: float | None) -> tuple[int, float]:
     """(order, beta) as given, or of the authors' number: 1.8 is (2, 0.8)."""
+    if not (isinstance(order, Real) and isfinite(order)):
+        raise ValueError(f"ghvb has orders 1 to {len(ADAMS)}, and fractions as 1.8, got order={order!r}")
     whole, fraction = int(np.ceil(order)), round(order % 1, 9)
     if fraction and beta is not None:
         raise ValueError(f"order={order!r} says order={whole}, beta={fraction:g} already, and beta={beta!r} was given; "
                          f"give order={whole} and beta")  # fmt: skip
-    _check_order(whole, len(ADAMS), "ghvb")
+    check_order(whole, len(ADAMS), "ghvb")
     damping = beta if beta is not None else fraction or 0.8
     _check_beta(damping)
     return whole, damping

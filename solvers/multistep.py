@@ -7,8 +7,18 @@ import numpy as np
 
 from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
-from diffsample.solvers.exponential import DATA, NOISE, Form, Weigh, exact, explicit, midpoint, places, shares
-from diffsample.solvers.exponential import check_order as _check_order
+from diffsample.solvers.exponential import (
+    DATA,
+    NOISE,
+    Form,
+    Weigh,
+    check_order,
+    exact,
+    explicit,
+    midpoint,
+    places,
+    shares,
+)
 from diffsample.solvers.exponential import combine as combine
 from diffsample.solvers.moves import rescaled_noise
 from diffsample.tableau import Tableau
@@ -40,7 +50,7 @@ def dpmpp(process: Process, times: Grid | Sequence[float], *, order: int = 2, ta
     >>> ds.solvers.dpmpp(process, ds.times.uniform_logsnr(process, 8)).slots
     2
     """
-    _check_order(order, 3, "dpmpp")
+    check_order(order, 3, "dpmpp")
     program = explicit(as_grid(process, times), DATA, order, published(DATA, taylor))
     return program.tableau("dpmpp", order=min(order, 2))
 
@@ -66,7 +76,7 @@ def dpm_multistep(process: Process, times: Grid | Sequence[float], *, order: int
     >>> ds.solvers.dpm_multistep(ds.VarianceExploding(), [4.0, 3.0, 2.0, 1.0]).calls
     3
     """
-    _check_order(order, 3, "dpm_multistep")
+    check_order(order, 3, "dpm_multistep")
     program = explicit(as_grid(process, times), NOISE, order, published(NOISE, taylor))
     return program.tableau("dpm_multistep", order=min(order, 2))
 
@@ -114,7 +124,7 @@ def exp_multistep(
     >>> ds.solvers.exp_multistep(process, ds.times.uniform_logsnr(process, 8), singlestep_start=True).calls
     9
     """
-    _check_order(order, 4, "exp_multistep")
+    check_order(order, 4, "exp_multistep")
     form = NOISE if noise_form else DATA
     stages = max(order - 2, 0) if singlestep_start else 0
     program = explicit(as_grid(process, times), form, order, exact(form), stages)
@@ -140,7 +150,7 @@ def plms(process: Process, times: Grid | Sequence[float], *, order: int = 4) -> 
     >>> ds.solvers.plms(ds.VarianceExploding(), [4.0, 3.0, 2.0, 1.0], order=2).slots
     2
     """
-    _check_order(order, len(ADAMS), "plms")
+    check_order(order, len(ADAMS), "plms")
 
     def weigh(past: Sequence[Level], s: Level, t: Level) -> list[float]:
         return backward_differences(ADAMS[: len(past)])
@@ -189,7 +199,7 @@ def lms(process: Process, times: Grid | Sequence[float], *, order: int = 4) -> T
     >>> ds.solvers.lms(ds.VarianceExploding(), [4.0, 3.0, 2.0, 1.0]).slots
     3
     """
-    _check_order(order, len(ADAMS), "lms")
+    check_order(order, len(ADAMS), "lms")
     roots, weights = np.polynomial.legendre.leggauss(len(ADAMS))
 
     def weigh(past: Sequence[Level], s: Level, t: Level) -> list[float]:

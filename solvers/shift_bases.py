@@ -173,6 +173,12 @@ def variance(x: Array) -> Array:
     return jnp.var(x.reshape(x.shape[0], -1), axis=1, ddof=1)
 
 
+def check_window(window: int) -> None:
+    """Raise ValueError unless this is the width of a window of indices."""
+    if not isinstance(window, (int, np.integer)) or window < 0:
+        raise ValueError(f"window={window!r} must be a whole number of table indices, 0 or more")
+
+
 def nearest(var: Array, expected: Array, center: Array, half: int) -> Array:
     """The index within half a window of the center, [B], whose expected variance is nearest; the lowest of equals."""
     k = jnp.clip(center[:, None] + jnp.arange(-half, half + 1)[None], 0, len(expected) - 1)

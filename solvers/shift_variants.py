@@ -30,7 +30,7 @@ from diffsample.process import Level, Process
 from diffsample.sampler import View
 from diffsample.solvers.multistep import dpm_multistep
 from diffsample.solvers.one_step import ddim
-from diffsample.solvers.shift_bases import Midpoint, Move, nearest, read, table_index, variance
+from diffsample.solvers.shift_bases import Midpoint, Move, check_window, nearest, read, table_index, variance
 from diffsample.solvers.tabular import Linear, linear
 from diffsample.solvers.time_shift import ShiftRow, ShiftState, TimeShift, build
 from diffsample.struct import pytree, static
@@ -315,24 +315,19 @@ def shifted_deis_code(denoiser: Denoiser, tableau: Tableau, *, window: int, cuto
     process = tableau.about.process
     if not isinstance(process, DiscreteBetas) or not is_concrete(tableau):
         raise TypeError(f"shifted_deis_code needs a table, outside of jit, of a DiscreteBetas process, got {process}")
-    _check_window(window)
+    check_window(window)
     return linear(ShiftedQuery(denoiser, cutoff, process, window), tableau)
 
 
 def _targets(
     base: TimeShift, rule: Rule, window: int, cutoff: int, expected: np.ndarray | None = None, offset: int = 0
 ) -> TargetShift:
-    _check_window(window)
+    check_window(window)
     rows, total = base.rows, len(base.table.t)
     center = table_index(rows.next.t, total) if rule.ahead else np.asarray(rows.center)
     shifts = ~np.asarray(rows.inner) & (np.asarray(rows.index) > 0) & (center > cutoff) & (center >= 0)
     expected = base.table.sigma**2 if expected is None else expected
     return TargetShift(base, shifts, center, expected, offset, rule, window // 2)
-
-
-def _check_window(window: int) -> None:
-    if window < 0:
-        raise ValueError(f"window={window} must not be negative")
 
 
 def _table(process: DiscreteBetas) -> Level:

@@ -21,7 +21,7 @@ from diffsample.grid import Grid
 from diffsample.process import Level, Process
 from diffsample.sampler import View, fold, normal
 from diffsample.solvers.multistep import exp_multistep
-from diffsample.solvers.shift_bases import Exponential, Move, levels_before, read, table_index, variance
+from diffsample.solvers.shift_bases import Exponential, Move, check_window, levels_before, read, table_index, variance
 from diffsample.solvers.tabular import DENOISER_STREAM
 from diffsample.struct import pytree, static
 from diffsample.tableau import Tableau, is_concrete
@@ -257,8 +257,9 @@ def build(
     process = t.about.process
     if not isinstance(process, DiscreteBetas):
         raise TypeError(f"time shift needs the table of a DiscreteBetas process, got {process}")
-    if window < 0:
-        raise ValueError(f"window={window} must not be negative")
+    check_window(window)
+    if is_concrete(data_var) and np.any(np.asarray(data_var) < 0):
+        raise ValueError(f"data_var={data_var} is a variance and must not be negative")
     total, stage = len(process.betas), np.asarray(t.stage)
     starts = stage == 0
     table_index(t.now.t[starts], total)

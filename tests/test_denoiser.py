@@ -133,6 +133,10 @@ def test_wrong_constructions_are_named():
         ds.Network(answer("noise", VP), predicts="epsilon")
     with pytest.raises(TypeError, match="apply must be a function"):
         ds.Network({"w": 1.0})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"time must be a function of the Level.*'sigma'"):
+        ds.Network(answer("noise", VP), time="sigma")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Fixed; rules go around it"):
+        solvers.linear(ds.AnyProcess(ds.guidance.fixed(LAW, 1)), solvers.ddim(VP, [1.0, 0.0]))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"wrap a network as"):
         solvers.linear({}, solvers.ddim(VP, [1.0, 0.0]))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="call a solver"):

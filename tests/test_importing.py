@@ -214,6 +214,11 @@ def test_absent_clip_sample_means_true_as_in_diffusers():
         read("DDIM")
 
 
+def test_a_path_is_no_configuration():
+    with pytest.raises(TypeError, match=r"json\.load.*'scheduler_config"):
+        solvers.from_diffusers("scheduler_config.json")  # type: ignore[arg-type]
+
+
 def test_unknown_class_is_refused_with_the_list():
     with pytest.raises(ValueError, match=r"'LCMScheduler'.*DDIMScheduler"):
         read("LCM")
@@ -228,8 +233,11 @@ def test_unknown_class_is_refused_with_the_list():
         ("DEISMultistep", {"use_karras_sigmas": True}, 10),
         ("EulerDiscrete", {"final_sigmas_type": "sigma_min"}, 10),
         ("DPMSolverMultistep", {}, 1000),
+        ("EulerDiscrete", {"timestep_spacing": "leading", "steps_offset": 1}, 1000),
     ],
 )
 def test_grid_refuses_steps_that_cannot_be_reproduced(name, config, steps):
-    with pytest.raises(ValueError, match=r"timestep_spacing|set_alpha|variance_type|final_sigmas|num_train"):
+    with pytest.raises(
+        ValueError, match=r"timestep_spacing|set_alpha|variance_type|final_sigmas|num_train|steps_offset"
+    ):
         read(name, **config).grid(steps)

@@ -126,9 +126,13 @@ def test_what_it_refuses():
         ({"t_min": 0.9, "t_max": 0.5}, "below"),
         ({"process": ds.FlowMatching(), "t_max": 1.0}, "infinite"),
         ({"count": 0}, "count=0"),
+        ({"cond": jnp.zeros(3)}, r"cond has shape \(3,\).*here 2"),
+        ({"first": -1}, "first=-1"),
     ):
         options: dict[str, Any] = {"denoiser": pair(), "process": VP} | arguments
         with pytest.raises(ValueError, match=message):
             log_likelihood(KEY, x=x, **options)
+    with pytest.raises(TypeError, match="typed key"):
+        log_likelihood(0, pair(), VP, x)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="integers"):
         dequantise(KEY, x)

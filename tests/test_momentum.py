@@ -237,6 +237,7 @@ def test_fractional_numbers_say_order_and_damping():
         ({"order": 1.8, "beta": 0.5}, "order=1.8 says order=2, beta=0.8 already, and beta=0.5"),
         ({"order": 5.5}, "ghvb has orders 1 to 5, got order=6"),
         ({"order": 0}, "ghvb has orders 1 to 5, got order=0"),
+        ({"order": float("nan")}, "orders 1 to 5, and fractions as 1.8, got order=nan"),
         ({"beta": 1.5}, "beta=1.5 must lie in"),
     ],
 )

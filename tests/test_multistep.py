@@ -254,6 +254,8 @@ def test_sampled_run_is_the_table():
         (lambda g: solvers.exp_multistep(VP, g, order=5), "exp_multistep has orders 1 to 4, got order=5"),
         (lambda g: solvers.lms(VP, g, order=6), "lms has orders 1 to 5, got order=6"),
         (lambda g: solvers.ipndm(VP, g, order=-1), "orders 1 to 5, got order=-1"),
+        (lambda g: solvers.unipc(VP, g, order=2.0), "got order=2.0"),  # type: ignore[arg-type]
+        (lambda g: solvers.dpmpp(VP, g, order=True), "orders 1 to 3, got order=True"),
         (lambda g: solvers.exp_multistep(FLOW, [1.0, 0.5, 0.0], singlestep_start=True), "t = 1 to 0.5"),
         (lambda g: solvers.exp_multistep(FLOW, [0.5, 0.0], singlestep_start=True), "t = 0.5 to 0;"),
         (lambda g: solvers.exp_multistep(FLOW, [1.0, 0.5], noise_form=True), r"cannot start at alpha = 0 \(t = 1\)"),

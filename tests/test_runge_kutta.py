@@ -117,6 +117,10 @@ def test_start_at_pure_noise_is_refused(solver):
 
 
 def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"churn_min=3.0 must not lie above churn_max=1.0"):
+        solvers.heun(VE, [9.0, 1.0], churn=4.0, churn_min=3.0, churn_max=1.0)
+    with pytest.raises(ValueError, match="churn=nan"):
+        solvers.heun(VE, [9.0, 1.0], churn=float("nan"))
     with pytest.raises(ValueError, match=r"eta=-0.1"):
         solvers.dpm2(VE, [9.0, 1.0], eta=-0.1)
     with pytest.raises(TypeError, match="use heun"):

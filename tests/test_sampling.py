@@ -1,5 +1,7 @@
 """The loop: randomness per sample, observers, middle starts, chunks, errors that say where."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,6 +198,15 @@ BAD = [
     ({"shape": (4,), "cond": {"text": 1.0}}, ValueError, r"\['text'\]"),
     ({"shape": (4,), "record": 3}, TypeError, "function of the view"),
     ({"shape": (4,), "record": lambda v: v.x, "chunk": 2}, ValueError, "chunk=2"),
+    ({"shape": (4,), "chunk": 2.0}, ValueError, "chunk=2.0"),
+    ({"shape": (4,), "first": -1}, ValueError, "first=-1"),
+    ({"shape": (4,), "first": 2**32}, ValueError, "first=4294967296"),
+    ({"shape": (4,), "first": 1.5}, TypeError, "first=1.5"),
+    ({"shape": (4,), "dtype": jnp.int32}, TypeError, "floating point, got int32"),
+    ({"shape": (4,), "dtype": np.float64}, ValueError, "jax_enable_x64"),
+    ({"x": jnp.ones(4), "dtype": jnp.bfloat16}, ValueError, "dtype=bfloat16"),
+    ({"x": jnp.ones((0, 3))}, ValueError, r"\(0, 3\)"),
+    ({"x": jnp.ones(4, int)}, TypeError, "floating point, got int32"),
 ]
 
 
@@ -216,6 +227,30 @@ def test_bad_keys_are_named():
             ds.sample(key, toy(), (4,))  # type: ignore[arg-type]
 
 
+def test_what_is_no_sampler_is_named():
+    for wrong, name in ((solvers.ddim(VP, GRID), "Tableau"), (TOY, "Mixture")):
+        with pytest.raises(TypeError, match=f"solvers.linear.*{name}"):
+            ds.sample(KEY, wrong, (4,))  # type: ignore[arg-type]
+
+
+def test_states_of_numpy_are_those_of_jax():
+    """NumPy's own float64, which is what its random numbers are, without a warning."""
+    x: Any = np.linspace(-1.0, 1.0, 4)
+    np.testing.assert_array_equal(ds.sample(KEY, toy(), x=x), ds.sample(KEY, toy(), x=jnp.asarray(x)))
+    np.testing.assert_array_equal(ds.diffuse(KEY, x, VP.level(0.5)), ds.diffuse(KEY, jnp.asarray(x), VP.level(0.5)))
+
+
+def test_diffuse_refuses_what_it_would_round():
+    with pytest.raises(TypeError, match="floating point, got int32"):
+        ds.diffuse(KEY, jnp.ones(4, int), VP.level(0.5))
+    with pytest.raises(TypeError, match=r"process\.level"):
+        ds.diffuse(KEY, jnp.ones(4), 0.5)  # type: ignore[arg-type]
+
+
 def test_observers_refuse_nonsense():
+    with pytest.raises(ValueError, match=r"every=1\.5"):
+        ds.Stack(lambda view: view.x, every=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got 3"):
+        ds.Fold(3, 0.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every=0"):
         ds.Stack(lambda view: view.x, every=0)

@@ -71,6 +71,14 @@ def test_two_registers_share_a_draw_but_not_two():
         p.tableau("test")
 
 
+def test_padding_takes_no_noise_away():
+    table = solvers.ddpm(ds.VarianceExploding(), [4.0, 2.0, 1.0])
+    assert (ds.pad(table).noise, ds.pad(table, noise="some").noise) == ("all", "some")
+    for noise in ("never", "sometimes"):
+        with pytest.raises(ValueError, match=f"noise='{noise}'"):
+            ds.pad(table, noise=noise)
+
+
 def test_a_call_at_sigma_zero_is_refused():
     p = program()
     p.call(ds.Level(0.0, 1.0, 0.0), ds.Level(0.0, 1.0, 0.0), x0=1.0)

@@ -159,8 +159,11 @@ def test_what_it_refuses():
         solvers.shifted(mixture(), solvers.ddim(vp, [1.0, 0.5, 0.1]), window=4, cutoff=0)
     with pytest.raises(ValueError, match="table times"):
         shifted("ddim", grid=ds.times.uniform(BETAS, 7))
-    with pytest.raises(ValueError, match="window=-1"):
-        shifted("ddim", window=-1)
+    for window in (-1, 4.5):
+        with pytest.raises(ValueError, match=f"window={window}"):
+            shifted("ddim", window=window)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"data_var=-1\.0"):
+        solvers.shifted(mixture(), solvers.ddim(BETAS, GRID), window=4, cutoff=0, data_var=-1.0)
     for table in (solvers.dpmpp(BETAS, GRID), solvers.ghvb(BETAS, GRID), solvers.ddpm(BETAS, GRID, large=True)):
         with pytest.raises(ValueError, match="base method"):
             solvers.shifted(mixture(), table, window=4, cutoff=0)

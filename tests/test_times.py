@@ -294,12 +294,19 @@ def test_as_grid_passes_grids_of_the_same_process_and_wraps_times():
         (lambda: times.ays(VE, 10, table=(1.0, 0.0)), r"strictly decreasing positive levels, got \(1.0, 0.0\)"),
         (lambda: times.shift(times.uniform(VE, 4), 3.0), "factor=3.0 moves t=80 to 240, beyond t_max=80.0"),
         (lambda: times.shift(times.uniform(FLOW, 4), 0.0), "factor must be positive and finite, got 0.0"),
+        (lambda: times.custom(VP, 10), "got shape .*times.uniform"),  # type: ignore[arg-type]
         (lambda: times.dynamic_shift(0), "tokens must be a whole number of at least 1, got 0"),
     ],
 )
 def test_impossible_grids_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@every_builder
+def test_a_class_is_no_process(build):
+    with pytest.raises(TypeError, match=r"is a class; .*VariancePreserving\(\)"):
+        build(VariancePreserving, 4)
 
 
 @every_builder
