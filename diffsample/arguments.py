@@ -1,4 +1,4 @@
-"""What `sample`, the adaptive solvers and the likelihood are given alike, checked at their doors."""
+"""What public functions are given alike, checked at their doors: keys, conditions, dtypes, states, whole numbers."""
 
 import operator
 from typing import Any
@@ -69,3 +69,26 @@ def sample_number(first: Any) -> Any:
     if not 0 <= number < 2**32:
         raise ValueError(f"first={number} must lie in 0 to 2^32 - 1; for more samples take another key")
     return np.uint32(number)  # of an int, jnp's is an eager operation
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number.
+
+    >>> is_whole(3), is_whole(np.int64(3)), is_whole(3.0), is_whole(True)
+    (True, True, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def positive(name: str, value: Any) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> positive("n", np.int64(3))
+    3
+    """
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    return int(value)

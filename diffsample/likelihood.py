@@ -70,7 +70,7 @@ def log_likelihood(
 
     Args:
         key: typed key; sample i has fold_in(key, i), and its own probes.
-        denoiser: without memory.
+        denoiser: without memory, and `coupled`.
         process: the noising process.
         x: [B, ...] data, taken as states at t_min; of data on a grid of values, see `dequantise`.
         cond: condition, every leaf with the batch axis first.
@@ -86,7 +86,7 @@ def log_likelihood(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory; a key, x or condition that `sample` refuses; times outside the
+        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses; times outside the
             process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, eq. 39 and 40; Grathwohl et al. 2019, arXiv 1810.01367.

@@ -12,8 +12,8 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample import sample_store
+from diffsample.arguments import positive
 from diffsample.checking import Check
-from diffsample.counts import positive
 from diffsample.placing import over_devices, parts_of, together, whole
 from diffsample.progress import progress_bar
 from diffsample.sample_job import CODE, Given, checked

@@ -82,7 +82,7 @@ def check(key: Array, denoiser: Denoiser, process: Process, x: Array, cond: PyTr
 
     Raises:
         TypeError: x is not floating point; not a typed key.
-        ValueError: a denoiser with memory; a condition without the batch axis; times outside (0, t_max], or where
+        ValueError: a denoiser with memory, or whose pair is not coupled; a condition without the batch axis; times outside (0, t_max], or where
             log-SNR is infinite; whatever the denoiser's own check says of these levels.
     """
     check_key(key)
@@ -94,6 +94,11 @@ def check(key: Array, denoiser: Denoiser, process: Process, x: Array, cond: PyTr
         raise ValueError(
             f"{type(denoiser).__name__} has memory (its init returns arrays), and an adaptive solver also calls it at "
             f"points of rejected steps, which would enter the memory; use a denoiser without memory, or a fixed grid"
+        )
+    if not denoiser.coupled:
+        raise ValueError(
+            f"{type(denoiser).__name__} is not coupled: it moves x0 by steps of a grid and may leave eps, which is all "
+            f"that a flow reads; use ds.sample on a grid, or declare `coupled = True` where x = alpha x0 + sigma eps"
         )
     for t in times:
         if not 0 < t <= process.t_max:

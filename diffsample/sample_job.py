@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.arguments import is_whole, positive
 from diffsample.checking import title
-from diffsample.counts import is_whole, positive
 from diffsample.denoiser import PyTree
 from diffsample.identity import as_on_device, code, fingerprint
 from diffsample.sampling import prepared

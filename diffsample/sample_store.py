@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from diffsample.counts import is_whole
+from diffsample.arguments import is_whole
 from diffsample.files import written_whole
 
 MANIFEST, ARRAYS, COMMITS = "manifest.json", "samples.zarr", "commits"

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from diffsample import sweep_store
-from diffsample.counts import is_whole, positive
+from diffsample.arguments import is_whole, positive
 from diffsample.denoiser import PyTree
 from diffsample.identity import code, fingerprint
 from diffsample.placing import over_devices, parts_of

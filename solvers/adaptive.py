@@ -87,8 +87,8 @@ def solve_ode(
 
     Args:
         key: typed key; only a denoiser that draws uses it.
-        denoiser: without memory, for an adaptive solver also calls it in steps that it then rejects. The flow reads eps
-            alone: rules that move x0 and keep eps (`dps`, `mpgd`, `mean_shift`; not `coupled`) do nothing here.
+        denoiser: without memory, for an adaptive solver also calls it in steps that it then rejects; and `coupled`, for
+            a flow has no steps by which rules such as `dps`, `mpgd` or `mean_shift` could move x0.
         process: the noising process.
         x: [B, ...] states at `start`; `diffuse(key, zeros, process.level(start))` draws those of `sample`.
         cond: condition, every leaf with the batch axis first.
@@ -103,7 +103,7 @@ def solve_ode(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory; a key, x or condition that `sample` refuses; times outside the
+        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses; times outside the
             process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 4.3 and appendix D.4; Kidger 2021, arXiv 2202.02435.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffsample.counts import is_whole
+from diffsample.arguments import is_whole
 from diffsample.grid import Grid, as_grid
 from diffsample.process import Level, Process
 from diffsample.solvers.levels import between

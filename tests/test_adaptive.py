@@ -109,6 +109,7 @@ def test_what_it_refuses():
     x, law = jnp.zeros((2, 1)), ds.exact.ClassMixture([0.5, 0.5], [-1.0, 1.0], 0.1, labels=[0, 1])
     cases = [
         (solvers.solve_ode, {"denoiser": ds.guidance.apg(law, 2, 3.0, momentum=-0.5)}, "APG|memory"),
+        (solvers.solve_ode, {"denoiser": ds.guidance.cfg_pp(law, 2, 1.0)}, "is not coupled: it moves x0"),
         (solvers.solve_ode, {"stop": 0.0}, "must lie in"),
         (solvers.solve_ode, {"times": [0.2, 0.5]}, "in order"),
         (solvers.solve_sde, {"start": 0.1, "stop": 0.5}, "from noise to data"),

@@ -122,6 +122,7 @@ def test_what_it_refuses():
     )
     for arguments, message in (
         ({"denoiser": with_memory}, "memory"),
+        ({"denoiser": ds.guidance.cfg_pp(ds.exact.Gaussian(0.0, 1.0), null=0)}, "not coupled"),
         ({"t_min": 0.0}, "must lie in"),
         ({"t_min": 0.9, "t_max": 0.5}, "below"),
         ({"process": ds.FlowMatching(), "t_max": 1.0}, "infinite"),

@@ -45,7 +45,7 @@ def test_no_program_runs_for_another_class():
 def test_rules_of_as_many_fields_are_not_taken_for_each_other_by_the_adaptive_solver():
     law, y, x = ds.exact.Gaussian(jnp.zeros(2), 1.0), jnp.array([2.0, 0.0]), jnp.ones((1, 2))
     A = guidance.operators.mask([1.0, 0.0])
-    rules = guidance.dps(law, A, y, 0.5), guidance.dps_gaussian(law, A, y, 0.5)
+    rules = guidance.dps_gaussian(law, A, y, 0.5), guidance.tmpd_diagonal(law, A, y, 0.5)
     process = ds.VariancePreserving()
     found = [solvers.solve_ode(jax.random.key(0), rule, process, x, stop=0.5).x for rule in rules]
     assert jnp.abs(found[0] - found[1]).max() > 1e-2

@@ -55,6 +55,10 @@ class ClassMixture(Denoiser):
         """The condition that means no condition: the number of classes."""
         return max(self.labels) + 1
 
+    @property
+    def coupled(self) -> bool:
+        return True
+
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level."""
         return self.predict(x, at.now, cond), state
@@ -109,6 +113,10 @@ class Switch(Denoiser):
     """
 
     laws: tuple[Gaussian | Mixture | PointMass, ...]
+
+    @property
+    def coupled(self) -> bool:
+        return True
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level."""

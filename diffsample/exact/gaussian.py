@@ -49,6 +49,10 @@ class Gaussian(Denoiser):
             cov = factor(single(cov), np.shape(mean), 1)
         vars(self).update(mean=mean, cov=cov)
 
+    @property
+    def coupled(self) -> bool:
+        return True
+
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""
         return self.predict(x, at.now), state
@@ -129,6 +133,10 @@ class PointMass(Denoiser):
 
     def __init__(self, x0: ArrayLike) -> None:
         vars(self).update(x0=np.asarray(x0, np.float64) if isinstance(x0, int | float | list | tuple) else x0)
+
+    @property
+    def coupled(self) -> bool:
+        return True
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""

@@ -56,6 +56,10 @@ class Mixture(Denoiser):
             covs = factor(covs, np.shape(means)[1:], np.shape(means)[0])
         vars(self).update(weights=weights, means=means, covs=covs)
 
+    @property
+    def coupled(self) -> bool:
+        return True
+
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
         """The denoiser: `predict` at the present level; the condition is not read."""
         return self.predict(x, at.now), state

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from diffsample.counts import positive
+from diffsample.arguments import positive
 from diffsample.progress import progress_bar
 from diffsample.search.history import History, read, write
 from diffsample.search.predictor import Ranker, kendall_tau
