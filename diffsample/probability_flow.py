@@ -82,8 +82,8 @@ def check(key: Array, denoiser: Denoiser, process: Process, x: Array, cond: PyTr
 
     Raises:
         TypeError: x is not floating point; not a typed key.
-        ValueError: a denoiser with memory, or whose pair is not coupled; a condition without the batch axis; times outside (0, t_max], or where
-            log-SNR is infinite; whatever the denoiser's own check says of these levels.
+        ValueError: a denoiser with memory, or whose pair is not coupled; a condition without the batch axis; times
+            outside (0, t_max], or where log-SNR is infinite; whatever the denoiser's own check says of these levels.
     """
     check_key(key)
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or not x.ndim:
