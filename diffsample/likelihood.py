@@ -86,8 +86,8 @@ def log_likelihood(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses; times
-            outside the process, of infinite log-SNR, or out of order.
+        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses;
+            times outside the process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, eq. 39 and 40; Grathwohl et al. 2019, arXiv 1810.01367.
 

@@ -103,8 +103,8 @@ def solve_ode(
         first: number of the first sample.
 
     Raises:
-        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses; times
-            outside the process, of infinite log-SNR, or out of order.
+        TypeError, ValueError: a denoiser with memory, or not coupled; a key, x or condition that `sample` refuses;
+            times outside the process, of infinite log-SNR, or out of order.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 4.3 and appendix D.4; Kidger 2021, arXiv 2202.02435.
 
