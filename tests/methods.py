@@ -114,6 +114,7 @@ GUIDANCE = {
     "cfg": Rule(lambda d, s: guidance.cfg(d, 2, s), 2),
     "cfg-sequential": Rule(lambda d, s: guidance.cfg(d, 2, s, batched=False), 2),
     "apg": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.7, momentum=-0.5), 2),
+    "apg-sequential": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.7, momentum=-0.5, batched=False), 2),
     "apg_mix": Rule(lambda d, s: guidance.apg_mix(d, 2, 3.5, s, cfg_steps=2, radius=0.7, batched=False), 2),
     "apg-axes-rms": Rule(lambda d, s: guidance.apg(d, 2, s, radius=0.1, axes=(1,), rms=True, eta=0.3), 2),
     "autoguidance": Rule(lambda d, s: guidance.autoguidance(d, worse(d), s), 2),
