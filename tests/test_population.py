@@ -61,7 +61,9 @@ def test_values_are_those_of_each_schedule_alone(population):
     tables = [solvers.usf(PROCESS, schedule) for schedule in some]
     assert len({(table.registers, table.slots) for table in tables}) > 2
     ends = [ds.exact.run_on_host(table, x0_given, np.asarray(X, np.float64)) for table in tables]
-    np.testing.assert_allclose(population(some), [np.sqrt(np.mean(end**2)) for end in ends], rtol=2e-5)
+    exact = np.array([np.sqrt(np.mean(end**2)) for end in ends])
+    wild = np.array([np.abs(table.B).max() for table in tables])  # weights up to 604 multiply the rounding of float32
+    assert (np.abs(population(some) / exact - 1) < 2e-5 + 2e-7 * wild).all()
 
 
 def test_noise_is_shared_and_neighbours_do_not_matter(population):
