@@ -283,6 +283,16 @@ def test_faults_are_reported_with_their_position():
         ds.sample(KEY, sampler, (3, 5))
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(exact.golden_chain(), r"MarkovChain.*no mask_id.*\.model\(\)"), (jnp.tanh, "no vocab.*from_logits")],
+)
+def test_what_is_no_masked_model_is_refused_by_name(model, said):
+    for sampler in (discrete.Decoder(model, discrete.first_hitting(5)), discrete.speculative(model, 5, drafts=2)):
+        with pytest.raises(TypeError, match=said):
+            ds.sample(KEY, sampler, (2, 5))
+
+
 def test_ids_that_are_no_tokens_are_refused_before_the_run_and_reported_after_it_where_traced():
     x = jnp.array([[3, 3, 3, 3, 0], [3, 3, -1, 3, 7]])
     calls = []

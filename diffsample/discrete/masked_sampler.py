@@ -32,7 +32,8 @@ class TokenSampler(Protocol):
         return jnp.full(shape, self.model.mask_id, jnp.int32)
 
     def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
-        """Raise before a run that would start from sequences that are too long, or hold what is no token."""
+        """Raise before a run of no masked model, or from sequences that are too long or hold what is no token."""
+        refuse_other_models(self.model)
         refuse_length(shape, self.longest)
         if x is not None:
             refuse_ids(x, self.model)
@@ -40,6 +41,19 @@ class TokenSampler(Protocol):
     def verify(self, out: Any) -> None:
         """Raise where the model gave no law or a mask is left."""
         refuse_faults(self.model, out.x, out.fault)
+
+
+def refuse_other_models(model: Any) -> None:
+    """Raise TypeError for what is no masked model: a bare function, a law, a network of continuous states."""
+    missing = [name for name in ("vocab", "mask_id", "evaluations") if not hasattr(model, name)]
+    if missing:
+        make = (
+            ".model() of this law"
+            if hasattr(model, "model")
+            else "discrete.from_logits(function, params, vocab, mask_id)"
+        )
+        raise TypeError(f"a decoder needs a MaskedModel, got a {type(model).__name__}, which has no "
+                        f"{' and no '.join(missing)}; {make} makes one")  # fmt: skip
 
 
 def refuse_length(shape: tuple[int, ...], longest: int | None) -> None:

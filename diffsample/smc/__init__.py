@@ -5,6 +5,7 @@ The loop (`filtering`: particles, potentials, policies) stands here; the familie
 """
 
 from diffsample.smc.chunking import InChunks, in_chunks
+from diffsample.smc.clamps import about_mean, below_quantile, within
 from diffsample.smc.estimators.estimates import (
     Estimate,
     calibrated_weights,
@@ -23,7 +24,8 @@ from diffsample.smc.estimators.importance import (
 )
 from diffsample.smc.estimators.variance import Variances, variances
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
-from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_one
+from diffsample.smc.genealogy import Lagged, Recent, lagged, lineage
+from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_best, select_one
 from diffsample.smc.paths.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
 from diffsample.smc.paths.conditional_resampling import (
     conditional_killing,
@@ -109,6 +111,7 @@ __all__ = [
     "Growth",
     "InChunks",
     "Jumps",
+    "Lagged",
     "Look",
     "MaskTempering",
     "NetworkEnergy",
@@ -119,6 +122,7 @@ __all__ = [
     "Potential",
     "Product",
     "RateGuided",
+    "Recent",
     "Rejection",
     "Renoise",
     "RewardTilted",
@@ -135,11 +139,13 @@ __all__ = [
     "TwistRatio",
     "Twisted",
     "Variances",
+    "about_mean",
     "adaptive_importance_sampling",
     "always",
     "ancestral_tracing",
     "annealed",
     "backward_sampling",
+    "below_quantile",
     "birth_death",
     "butterfly",
     "calibrated_weights",
@@ -187,6 +193,8 @@ __all__ = [
     "kernel_corrector",
     "kernel_ratio",
     "killing",
+    "lagged",
+    "lineage",
     "linear_twist",
     "local",
     "log_conditional_effective_size",
@@ -226,6 +234,7 @@ __all__ = [
     "rising",
     "rotated",
     "sampled_value",
+    "select_best",
     "select_one",
     "soft",
     "soft_value_loss",
@@ -252,5 +261,6 @@ __all__ = [
     "weight_window",
     "weighted_mean",
     "window",
+    "within",
     "x0_reward",
 ]

@@ -62,6 +62,7 @@ class FeynmanKac:
     potential: Any
     resample: Any
     policy: Any
+    clamp: Any
     particles: int = static()
     genealogy: bool = static(default=False)
 
@@ -161,7 +162,7 @@ class FeynmanKac:
         table, counts = jnp.zeros((groups, rows), dtype), jnp.zeros((groups, rows), jnp.int32)
         own = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[None], (groups, k))
         ancestors = jnp.broadcast_to(own[:, None], (groups, rows, k)) if self.genealogy else None
-        return Diagnostics(table, table, counts + k, counts > 0, counts, counts, own, ancestors)
+        return Diagnostics(table, table, counts + k, counts > 0, counts, counts, counts, own, ancestors)
 
     def _resample(self, keys: Array, state: ParticleState, step: ParticleRow, cond: PyTree) -> ParticleState:
         """Where the policy says so and the coming move draws noise: new ancestors, everything they carry, weights."""
@@ -205,11 +206,15 @@ class FeynmanKac:
         """Weights, normaliser and diagnostics after log G of a row; a group without weight goes on, marked."""
         log_g = log_g.reshape(state.log_w.shape)
         invalid = jnp.isnan(log_g) | (log_g == jnp.inf)
+        d = state.diagnostics
+        if self.clamp is not None:
+            held = _clamped(self.clamp, jnp.where(invalid, -jnp.inf, log_g))
+            d = d._replace(clamped=d.clamped.at[:, row].set((~invalid & (held != log_g)).sum(axis=-1, dtype=jnp.int32)))
+            log_g = held
         log_w = state.log_w + jnp.where(invalid, -jnp.inf, log_g)
         log_z = state.log_z + logsumexp(log_w, axis=-1) - logsumexp(state.log_w, axis=-1)
         alive = (log_w > -jnp.inf).sum(axis=-1, dtype=jnp.int32)
         log_w = jnp.where(alive[:, None] > 0, log_w, jnp.zeros_like(log_w))
-        d = state.diagnostics
         diagnostics = d._replace(
             ess=d.ess.at[:, row].set(jnp.exp(log_effective_size(log_w))),
             max_weight=d.max_weight.at[:, row].set(jax.nn.softmax(log_w, axis=-1).max(axis=-1)),
@@ -226,6 +231,7 @@ def feynman_kac(
     particles: int,
     resample: Any = systematic,
     policy: Policy | None = None,
+    clamp: Any = None,
     genealogy: bool = False,
 ) -> FeynmanKac:
     """Sequential Monte Carlo: groups of weighted particles, moved by a stochastic sampler and weighed by a potential.
@@ -240,6 +246,7 @@ def feynman_kac(
         particles: K, particles in a group, 2 or more. Groups never meet.
         resample: function (key, log_w [K]) -> ancestors [K], or an object with `move`, for example `soft()`.
         policy: function (log_w [K], row) -> bool; `ess(0.5)` by default. Resampling waits for a row that draws noise.
+        clamp: function log G [K] of a group's row -> log G [K], for example `about_mean(2.0)`; BIASED. None by default.
         genealogy: keep the ancestors of every row in the diagnostics, 4 G n K bytes.
 
     Raises:
@@ -268,13 +275,16 @@ def feynman_kac(
         raise TypeError(f"policy must be a function (log_w, row) -> bool, such as ess(0.5), got {policy!r}")
     if not callable(resample) and not hasattr(resample, "move"):
         raise TypeError(f"resample must be a function (key, log_w) -> ancestors or have `move`, got {resample!r}")
+    if clamp is not None and not callable(clamp):
+        raise TypeError(f"clamp must be a function of a group's log G [K], such as about_mean(2.0), got {clamp!r}")
     policy, potential = as_pytree(ess(0.5) if policy is None else policy), as_potential(potential)
     draws = getattr(sampler, "draws", None)
     if draws is not None and is_concrete(draws) and policy != Plain(never) and not np.any(np.asarray(draws)):
         raise ValueError("the sampler draws no noise, so that copies made by resampling would stay copies: use a "
                          "stochastic method (ddpm, ddim(eta=1), sde_dpmpp, churn > 0), or policy=never")  # fmt: skip
     potential.check(sampler)
-    leaves = jax.tree.map(jnp.asarray, (potential, as_pytree(resample), policy))
+    clamp = None if clamp is None else as_pytree(clamp)
+    leaves = jax.tree.map(jnp.asarray, (potential, as_pytree(resample), policy, clamp))
     return FeynmanKac(sampler, *leaves, particles=int(particles), genealogy=genealogy)
 
 
@@ -284,6 +294,15 @@ def _one_each(log_g: Any, log_w: Array) -> Array:
         raise ValueError(f"the potential returned log G of shape {jnp.shape(log_g)}, expected {(log_w.size,)}, one "
                          f"number a particle")  # fmt: skip
     return jnp.asarray(log_g, log_w.dtype)
+
+
+def _clamped(clamp: Any, log_g: Array) -> Array:
+    """log G [G, K] held by the clamp, group by group; -inf stays -inf."""
+    held = jax.vmap(clamp)(log_g)
+    if held.shape != log_g.shape:
+        raise ValueError(f"clamp must return log G of as many particles as it got, {log_g.shape} for all groups, and "
+                         f"returned {held.shape}")  # fmt: skip
+    return jnp.where(log_g > -jnp.inf, held.astype(log_g.dtype), -jnp.inf)
 
 
 def _resampled(

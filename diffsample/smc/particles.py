@@ -19,6 +19,7 @@ class Diagnostics(NamedTuple):
     unique: Array  # [G, n+1] int32 distinct ancestors chosen before the row; K where nothing was resampled
     resampled: Array  # [G, n+1] bool, before the row
     invalid: Array  # [G, n+1] int32 particles whose potential was NaN or +inf, and which got weight 0
+    clamped: Array  # [G, n+1] int32 particles whose weight a clamp changed; 0 where none was asked for
     alive: Array  # [G, n+1] int32 particles of positive weight; after 0 the group goes on with equal weights
     eve: Array  # [G, K] int32 the ancestor of each particle at the first row
     ancestors: Array | None  # [G, n+1, K] int32 genealogy, where asked for
@@ -75,6 +76,33 @@ def select_one(key: Array, particles: Particles) -> Array:
     keys = _group_keys(key, particles)
     chosen = jax.vmap(jax.random.categorical)(keys, particles.log_w)
     return jax.vmap(lambda cloud, k: cloud[k])(particles.grouped, chosen)
+
+
+def select_best(particles: Particles, values: Array) -> Array:
+    """The particle of the largest value a group: [G, ...]. Best of N where values are rewards and nothing resampled.
+
+    No sample of any law: the values' tails are all that it sees. Particles of weight 0 are never chosen while another
+    has some.
+
+    Args:
+        particles: the result of a run; `feynman_kac(..., policy=never)` leaves N independent draws.
+        values: [G*K] rewards, in the order of `particles.x`; or `particles.log_w`, for the heaviest particle.
+
+    Raises:
+        ValueError: values of another number of particles.
+
+    >>> import jax.numpy as jnp
+    >>> cloud = Particles(jnp.arange(4.0), jnp.zeros((2, 2)), jnp.zeros(2), None)
+    >>> select_best(cloud, jnp.array([1.0, 0.0, 3.0, 7.0])).tolist()
+    [0.0, 3.0]
+    """
+    if values.size != particles.log_w.size:
+        raise ValueError(
+            f"values of shape {values.shape} for {particles.log_w.size} particles: one a particle, in order"
+        )
+    lives = particles.log_w > -jnp.inf
+    best = jnp.argmax(jnp.where(lives, values.reshape(particles.log_w.shape), -jnp.inf), axis=-1)
+    return jax.vmap(lambda cloud, k: cloud[k])(particles.grouped, best)
 
 
 def final_resample(key: Array, particles: Particles, resample: Resampler = rotated) -> Particles:

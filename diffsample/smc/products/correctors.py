@@ -232,6 +232,7 @@ def corrected(
     particles: int,
     resample: Any = systematic,
     policy: Policy | None = None,
+    clamp: Any = None,
     weights: Callable[[Product], Any] = corrector,
 ) -> FeynmanKac:
     """The law of a product of experts, by Feynman-Kac particles: start, weights and resampling put together.
@@ -239,7 +240,7 @@ def corrected(
     Args:
         sampler: `solvers.linear(product(...), table)` of a stochastic one-step table; `ddpm(..., large=True)` is the
             recommended one.
-        particles, resample, policy: as for `feynman_kac`.
+        particles, resample, policy, clamp: as for `feynman_kac`.
         weights: `corrector`, `euler_corrector`, `kernel_corrector`, or a function of the product.
 
     Reference: Skreta et al. 2025, arXiv 2503.02819.
@@ -253,7 +254,8 @@ def corrected(
     (True, True)
     """
     potential = weights(_product_of(sampler))
-    return feynman_kac(start_of(sampler), potential, particles=particles, resample=resample, policy=policy)
+    around = start_of(sampler)
+    return feynman_kac(around, potential, particles=particles, resample=resample, policy=policy, clamp=clamp)
 
 
 def _corrector(target: Product, log_density: Any, weigh: Callable[[Move], Array], tracks: bool = False) -> Corrector:
