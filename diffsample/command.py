@@ -196,7 +196,8 @@ def default_of(what: str) -> str:
 def applies(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> str:
     """Help of an option that only some functions take, with the default of each."""
     takes = {key: _parameters(function).get(name.replace("-", "_")) for key, function in table.items()}
-    return f"{what} (default: {', '.join(f'{key} {p.default}' for key, p in takes.items() if p)})"
+    said = {key: "its own" if p.default is None else p.default for key, p in takes.items() if p}
+    return f"{what} (default: {', '.join(f'{key} {value}' for key, value in said.items())})"
 
 
 def circumstances(options: argparse.Namespace) -> str:
