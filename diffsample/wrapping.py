@@ -111,6 +111,20 @@ class SamplerWrapper(Protocol):
         return self.sampler.view(state)
 
 
+class SameMoves(SamplerWrapper, Protocol):
+    """A wrapper that leaves the sampler's moves as they are, so that what weighs them may read their table."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The sampler's."""
+        return self.sampler.denoiser
+
+    @property
+    def tableau(self) -> Any:
+        """The sampler's."""
+        return self.sampler.tableau
+
+
 @pytree
 class Fixed(Wrapper):
     """D under one condition whatever the sample's; see `fixed`."""

@@ -6,6 +6,7 @@ The loop (`filtering`: particles, potentials, policies) stands here; the familie
 
 from diffsample.smc.chunking import InChunks, in_chunks
 from diffsample.smc.clamps import about_mean, below_quantile, within
+from diffsample.smc.diagnosing import Diagnostics
 from diffsample.smc.estimators.estimates import (
     Estimate,
     calibrated_weights,
@@ -25,7 +26,7 @@ from diffsample.smc.estimators.importance import (
 from diffsample.smc.estimators.variance import Variances, variances
 from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.genealogy import Lagged, Recent, lagged, lineage
-from diffsample.smc.particles import Diagnostics, Particles, final_resample, repeat, select_best, select_one
+from diffsample.smc.particles import Particles, final_resample, repeat, select_best, select_one
 from diffsample.smc.paths.conditional import ConditionalSMC, Sweep, ancestral_tracing, backward_sampling
 from diffsample.smc.paths.conditional_resampling import (
     conditional_killing,

@@ -19,12 +19,13 @@ from jax.nn import logsumexp
 
 from diffsample.denoiser import PyTree
 from diffsample.sampler import Kernel, Sampler, View, fold, with_cond
+from diffsample.smc.diagnosing import Diagnostics, descended, refuse_invalid, undiagnosed, weighed
 from diffsample.smc.functions import Plain, as_pytree
-from diffsample.smc.particles import Diagnostics, Particles, gather, refuse_invalid
+from diffsample.smc.particles import Particles, gather
 from diffsample.smc.policies import Policy, ess, never
 from diffsample.smc.potentials import Closing, Transition, as_potential
 from diffsample.smc.resamplers.resampling import systematic
-from diffsample.smc.weights import distinct, log_effective_size, log_mean
+from diffsample.smc.weights import log_mean
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 
@@ -100,7 +101,7 @@ class FeynmanKac:
         inner, memory, log_g = self._blank(keys, x, cond)
         groups, rows = batch // k, jax.eval_shape(lambda: self.steps.number).shape[0] + 1
         zero = jnp.zeros((groups, k), log_g.dtype)
-        return ParticleState(inner, memory, zero, zero[:, 0], self._undiagnosed(groups, rows, log_g.dtype))
+        return ParticleState(inner, memory, zero, zero[:, 0], undiagnosed(groups, k, rows, log_g.dtype, self.genealogy))
 
     def step(self, keys: Array, state: ParticleState, step: ParticleRow, cond: PyTree) -> ParticleState:
         state = self._resample(keys, state, step, cond)
@@ -143,7 +144,7 @@ class FeynmanKac:
         """Raise FloatingPointError where a potential was NaN or a group died, naming the row and the group."""
         if out.inner is not None and hasattr(self.sampler, "verify"):
             self.sampler.verify(out.inner)
-        refuse_invalid(out)
+        refuse_invalid(out.diagnostics)
 
     def _kernel(self, inner: PyTree, row: PyTree) -> Kernel:
         if not hasattr(self.sampler, "kernel"):
@@ -157,13 +158,6 @@ class FeynmanKac:
         log_g, memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return inner, memory, log_g.astype(jnp.promote_types(log_g.dtype, jnp.float32))
 
-    def _undiagnosed(self, groups: int, rows: int, dtype: Any) -> Diagnostics:
-        k = self.particles
-        table, counts = jnp.zeros((groups, rows), dtype), jnp.zeros((groups, rows), jnp.int32)
-        own = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[None], (groups, k))
-        ancestors = jnp.broadcast_to(own[:, None], (groups, rows, k)) if self.genealogy else None
-        return Diagnostics(table, table, counts + k, counts > 0, counts, counts, counts, own, ancestors)
-
     def _resample(self, keys: Array, state: ParticleState, step: ParticleRow, cond: PyTree) -> ParticleState:
         """Where the policy says so and the coming move draws noise: new ancestors, everything they carry, weights."""
         groups, k = state.log_w.shape
@@ -176,7 +170,7 @@ class FeynmanKac:
         cloud, log_w, ancestors = _resampled(self.resample, group_keys, state.log_w, cloud, view, do)
         carried = _replaced(carried, belongs, [leaf.reshape(-1, *leaf.shape[2:]) for leaf in cloud])
         log_z = state.log_z + jnp.where(do, log_mean(log_w), jnp.zeros_like(state.log_z))
-        diagnostics = _descended(state.diagnostics, ancestors, do, step.number)
+        diagnostics = descended(state.diagnostics, ancestors, do, step.number)
         return ParticleState(carried.inner, carried.memory, log_w, log_z, diagnostics)
 
     def _per_particle(self, keys: Array, x: Array, cond: PyTree) -> Carried:
@@ -206,21 +200,13 @@ class FeynmanKac:
         """Weights, normaliser and diagnostics after log G of a row; a group without weight goes on, marked."""
         log_g = log_g.reshape(state.log_w.shape)
         invalid = jnp.isnan(log_g) | (log_g == jnp.inf)
-        d = state.diagnostics
-        if self.clamp is not None:
-            held = _clamped(self.clamp, jnp.where(invalid, -jnp.inf, log_g))
-            d = d._replace(clamped=d.clamped.at[:, row].set((~invalid & (held != log_g)).sum(axis=-1, dtype=jnp.int32)))
-            log_g = held
-        log_w = state.log_w + jnp.where(invalid, -jnp.inf, log_g)
+        log_g = jnp.where(invalid, -jnp.inf, log_g)
+        held = log_g if self.clamp is None else _clamped(self.clamp, log_g)
+        log_w = state.log_w + held
         log_z = state.log_z + logsumexp(log_w, axis=-1) - logsumexp(state.log_w, axis=-1)
         alive = (log_w > -jnp.inf).sum(axis=-1, dtype=jnp.int32)
         log_w = jnp.where(alive[:, None] > 0, log_w, jnp.zeros_like(log_w))
-        diagnostics = d._replace(
-            ess=d.ess.at[:, row].set(jnp.exp(log_effective_size(log_w))),
-            max_weight=d.max_weight.at[:, row].set(jax.nn.softmax(log_w, axis=-1).max(axis=-1)),
-            invalid=d.invalid.at[:, row].set(invalid.sum(axis=-1, dtype=jnp.int32)),
-            alive=d.alive.at[:, row].set(alive),
-        )
+        diagnostics = weighed(state.diagnostics, log_w, invalid, held != log_g, alive, row)
         return state._replace(log_w=log_w, log_z=log_z, diagnostics=diagnostics)
 
 
@@ -327,16 +313,6 @@ def _as_ancestors(chosen: Any, log_w: Array) -> Array:
         raise ValueError(f"resample must return {log_w.shape[1]} ancestors, int32, a group of as many log-weights; got "
                          f"{jax.tree.map(jnp.shape, chosen)} for all groups")  # fmt: skip
     return chosen.astype(jnp.int32)
-
-
-def _descended(d: Diagnostics, ancestors: Array, do: Array, row: Array) -> Diagnostics:
-    """The diagnostics after a resampling before `row`."""
-    return d._replace(
-        unique=d.unique.at[:, row].set(jax.vmap(distinct)(ancestors)),
-        resampled=d.resampled.at[:, row].set(do),
-        eve=jnp.take_along_axis(d.eve, ancestors, axis=1),
-        ancestors=None if d.ancestors is None else d.ancestors.at[:, row].set(ancestors),
-    )
 
 
 def _chosen(tree: PyTree, marks: PyTree) -> list[Array]:

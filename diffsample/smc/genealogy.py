@@ -13,7 +13,7 @@ from diffsample.sampler import Sampler
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.particles import Particles
 from diffsample.struct import pytree, static
-from diffsample.wrapping import SamplerWrapper
+from diffsample.wrapping import SameMoves
 
 
 def lineage(particles: Particles) -> Array:
@@ -64,22 +64,12 @@ class Recent(NamedTuple):
 
 
 @pytree
-class Lagged(SamplerWrapper):
+class Lagged(SameMoves):
     """A sampler that keeps the last states of each sample; see `lagged`."""
 
     sampler: Any
     function: Any
     lag: int = static()
-
-    @property
-    def denoiser(self) -> Any:
-        """The sampler's."""
-        return self.sampler.denoiser
-
-    @property
-    def tableau(self) -> Any:
-        """The sampler's."""
-        return self.sampler.tableau
 
     @property
     def kernel(self) -> Any:

@@ -4,25 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from diffsample.denoiser import PyTree
+from diffsample.smc.diagnosing import Diagnostics
 from diffsample.smc.resamplers.resampling import Resampler, rotated
-
-
-class Diagnostics(NamedTuple):
-    """What happened at each of n rows and, last, in the closing update. The group's axis is the first everywhere."""
-
-    ess: Array  # [G, n+1] effective sample size after weighing
-    max_weight: Array  # [G, n+1] largest normalised weight
-    unique: Array  # [G, n+1] int32 distinct ancestors chosen before the row; K where nothing was resampled
-    resampled: Array  # [G, n+1] bool, before the row
-    invalid: Array  # [G, n+1] int32 particles whose potential was NaN or +inf, and which got weight 0
-    clamped: Array  # [G, n+1] int32 particles whose weight a clamp changed; 0 where none was asked for
-    alive: Array  # [G, n+1] int32 particles of positive weight; after 0 the group goes on with equal weights
-    eve: Array  # [G, K] int32 the ancestor of each particle at the first row
-    ancestors: Array | None  # [G, n+1, K] int32 genealogy, where asked for
 
 
 class Particles(NamedTuple):
@@ -138,30 +124,6 @@ def repeat(cond: PyTree, particles: int) -> PyTree:
 def gather(tree: PyTree, ancestors: Array) -> PyTree:
     """Leaves [G, K, ...] -> leaf[g, ancestors[g, k]]; groups stay on their devices."""
     return jax.tree.map(lambda leaf: jax.vmap(lambda part, index: part[index])(leaf, ancestors), tree)
-
-
-def refuse_invalid(particles: Particles) -> None:
-    """Raise where a potential was NaN or +inf, or a whole group had weight 0, naming the row and the group.
-
-    Raises:
-        FloatingPointError: the first such row of all; the closing update counts as the row behind the last.
-    """
-    seen = jax.tree.map(np.asarray, particles.diagnostics._replace(ancestors=None))
-    failed = (seen.alive == 0) | (seen.invalid > 0)
-    if not failed.any():
-        return
-    row, group = np.argwhere(failed.T)[0]
-    if seen.invalid[group, row]:
-        what = f"a potential returned NaN or +inf for {int(seen.invalid[group, row])} particles"
-    else:
-        what = "all particles have weight 0 (every potential was -inf), so that nothing is left to resample"
-    where = "the closing update" if row == seen.ess.shape[1] - 1 else f"row {row}"
-    others = int(failed.any(axis=1).sum()) - 1
-    raise FloatingPointError(
-        f"{what}, first at {where} in group {group}"
-        f"{f' ({others} other groups fail too)' if others else ''}; sample(..., check=False) returns the "
-        f"particles with their diagnostics"
-    )
 
 
 def _group_keys(key: Array, particles: Particles) -> Array:

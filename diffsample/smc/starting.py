@@ -7,25 +7,15 @@ from jax import Array
 
 from diffsample.smc.functions import as_pytree
 from diffsample.struct import pytree
-from diffsample.wrapping import SamplerWrapper
+from diffsample.wrapping import SameMoves
 
 
 @pytree
-class Started(SamplerWrapper):
+class Started(SameMoves):
     """A sampler with its first states from `law`; all else is the sampler's. See `started`."""
 
     sampler: Any
     law: Any  # (keys [B], shape, dtype) -> x [B, ...]
-
-    @property
-    def denoiser(self) -> Any:
-        """The sampler's."""
-        return self.sampler.denoiser
-
-    @property
-    def tableau(self) -> Any:
-        """The sampler's."""
-        return self.sampler.tableau
 
     @property
     def kernel(self) -> Any:
