@@ -23,6 +23,7 @@ from diffsample.nets import digits
 from diffsample.sampler import sample_keys
 
 ACCURATE = 80  # steps of the reference
+CONFIRMING_STREAM, HELD_OUT_STREAM = 2**31 + 1, 2**31
 FIXED: Mapping[str, Callable[..., ds.Tableau]] = {
     "ddim": solvers.ddim,
     "dpmpp": solvers.dpmpp,
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     add("--generations", type=int, default=14, help=default_of("batches evaluated"))
     add("--batch", type=int, default=32, help=default_of("schedules in a batch"))
     add("--no-predictor", action="store_true", help="evolve by true values alone")
+    what = "schedules compared once more at the end, on other noise and four times the samples; 0 keeps the first"
+    add("--confirm", type=int, default=16, help=default_of(what))
     add("--checkpoint", type=Path, help="directory to resume from, written after every generation (default: none)")
     add("--progress", action="store_true", help="show a bar (needs tqdm)")
     add("--out", type=Path, default=Path("schedule.json"), help=default_of("file to write"))
@@ -75,6 +78,8 @@ def plan(options: argparse.Namespace) -> Callable[[], None]:
         raise ValueError(f"--samples {options.samples} must be a multiple of the {len(options.labels)} classes")
     if min(options.calls, options.generations) < 1:
         raise ValueError(f"--calls {options.calls} and --generations {options.generations} must be at least 1")
+    if options.confirm < 0:
+        raise ValueError(f"--confirm {options.confirm} is a number of schedules, 0 or more")
     known = known_schedules(ds.VariancePreserving(), 1)
     if options.batch < len(known):
         raise ValueError(f"--batch {options.batch} has no room for the {len(known)} known schedules it starts with")
@@ -92,9 +97,12 @@ def run(options: argparse.Namespace, setting: Setting) -> None:
         print(f"generation {step.generation:6d} best {step.best:.5f}{tau}", flush=True)
 
     found = find(options, setting, report)
+    evaluated = len(found.history.values)
+    if options.confirm:
+        found = confirm(options, setting, found)
+        evaluated += len(found.history.values)
     found.best.save(options.out)
-    spent = time.perf_counter() - begun
-    evaluated = f"{len(found.history.values)} schedules in {spent:.0f} s"
+    evaluated = f"{evaluated} schedules in {time.perf_counter() - begun:.0f} s"
     print(f"found             {options.out}, {evaluated}\n{found.best.to_json()}")
     print(f"on other noise    {'Frechet':>9}   class agreement, {len(setting.labels)} samples", flush=True)
     for row in judged(setting, held_out(key), options.calls, {"found": found.best}):
@@ -117,6 +125,14 @@ def find(options: argparse.Namespace, setting: Setting, report: Callable[[search
         progress=options.progress,
         report=report,
     )
+
+
+def confirm(options: argparse.Namespace, setting: Setting, found: search.Found) -> search.Found:
+    """The best on other noise, the known schedules among those that are compared."""
+    key = jax.random.fold_in(jax.random.key(options.seed), CONFIRMING_STREAM)
+    evaluate = population_of(setting, options.labels, key, 4 * options.samples, options.objective)
+    known = known_schedules(setting.process, options.calls)
+    return search.confirmed(found, evaluate, count=options.confirm, also=known)
 
 
 def space_of(process: ds.Process) -> search.Space:
@@ -153,7 +169,7 @@ def population_of(setting: Setting, classes: list[int], key: Array, samples: int
 
 def held_out(key: Array) -> Array:
     """A key whose noise no search has seen."""
-    return jax.random.fold_in(key, 2**31)
+    return jax.random.fold_in(key, HELD_OUT_STREAM)
 
 
 def judged(setting: Setting, key: Array, calls: int, found: Mapping[str, solvers.Decisions]) -> list[Judged]:

@@ -1,5 +1,6 @@
 """Search for solver schedules: S3, with populations of schedules evaluated in one compiled program."""
 
+from diffsample.search.confirming import confirmed
 from diffsample.search.encoding import Encoded, encode
 from diffsample.search.history import History
 from diffsample.search.mutation import crossover, mutate, random_schedule
@@ -38,6 +39,7 @@ __all__ = [
     "Space",
     "Stages",
     "accurate_samples",
+    "confirmed",
     "crossover",
     "encode",
     "kendall_tau",
