@@ -17,7 +17,7 @@ VP = ds.VariancePreserving()
 
 def test_search_writes_a_schedule_that_samples_as_well_as_it_says(tmp_path, capsys):
     file, picture = tmp_path / "found.json", tmp_path / "found.png"
-    sizes = "--samples 20 --generations 2 --batch 12 --number 100 --no-predictor"
+    sizes = "--samples 20 --generations 2 --batch 12 --confirm 3 --number 100 --no-predictor"
     assert main(f"search --calls 3 {sizes} --out {file}".split()) == 0
     printed = capsys.readouterr().out
     found = solvers.Decisions.load(file)
@@ -81,6 +81,7 @@ def test_shipped_schedule_is_the_same_on_every_process(process):
         ("--solver {broken}", "not a schedule"),
         ("compare --solvers s3 --calls 5 40", "not 40"),
         ("search --calls 0", "--calls 0"),
+        ("search --confirm -1", "--confirm -1 is a number of schedules"),
         ("search --samples 15", "--samples 15 must be a multiple of the 10 classes"),
         ("search --batch 5", "--batch 5 has no room for the 12 known schedules"),
         ("search --out schedule.png", "must be a file name that ends in .json"),

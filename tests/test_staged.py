@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from diffsample.search import (
     Space,
     Stages,
     accurate_samples,
+    confirmed,
     encode,
     search,
 )
@@ -214,6 +216,37 @@ def test_evolution_finds_what_random_search_does_not():
     evolved = search(KEY, worth, 4, space=SPACE, stages=stages, ranker=None).value
     random = search(KEY, worth, 4, space=SPACE, stages=Stages(generations=1, batch=800), ranker=None).value
     assert evolved < 0.7 * random
+
+
+def test_a_lucky_winner_is_found_out_on_other_noise():
+    def noisy(noise, spread=0.5):
+        def values(schedules):
+            keys = [[noise, zlib.crc32(schedule.to_json().encode())] for schedule in schedules]
+            return worth(schedules) + spread * np.array([np.random.default_rng(key).normal() for key in keys])
+
+        return values
+
+    true = []
+    for noise in range(0, 20, 2):
+        found = search(KEY, noisy(noise), 4, space=SPACE, stages=Stages(10, 20), ranker=None)
+        later = confirmed(found, noisy(noise + 1, spread=0.05), count=20)
+        assert later.best in found.history.ranked(20) and len(later.history.values) == 20
+        true.append([found.value, *worth([found.best, later.best])])
+    value, of_found, of_confirmed = np.mean(true, axis=0)
+    assert value < of_found - 0.3  # its winner's value is too small
+    assert of_confirmed < 0.8 * of_found
+
+
+def test_known_schedules_are_compared_once_more_and_failures_are_not_confirmed(undisturbed):
+    known = multistep_decisions([1.0, 0.5, 0.25, 0.125, 0.01], order=2, prediction="noise")  # worth 0
+    assert confirmed(undisturbed, worth, count=2, also=[known, known]).best == known
+    best, second = undisturbed.history.ranked(2)
+    failing = confirmed(undisturbed, lambda schedules: np.array([np.nan, 1.0]), count=2)
+    assert failing.best == second != best and failing.history.values == [np.inf, 1.0]
+    with pytest.raises(ValueError, match="count=0"):
+        confirmed(undisturbed, worth, count=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 2 schedules"):
+        confirmed(undisturbed, lambda schedules: np.zeros(3), count=2)
 
 
 @pytest.mark.parametrize(
