@@ -169,6 +169,8 @@ def prepared(
     shape, dtype = _start(shape, x, own if dtype is None and x is None else dtype, bool(check))
     if jnp.issubdtype(own, jnp.floating) and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"the states of {checking.title(sampler)} are floating point, got {dtype}")
+    if x is None and jnp.issubdtype(own, jnp.integer) and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"the states of {checking.title(sampler)} are tokens, got dtype={jnp.dtype(dtype)}")
     getattr(sampler, "admit", _accept)(shape, x if check else None)
     check_cond(cond, shape[0])
     number = sample_number(first)

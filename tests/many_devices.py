@@ -61,6 +61,7 @@ def samplers():
         "corrected": solvers.predictor_corrector(network, solvers.reverse_diffusion(PROCESS, GRID)),
         "particles": tilt,
         "masked": discrete.Decoder(model, discrete.first_hitting(LENGTH)),
+        "masked until done": discrete.Decoder(model, discrete.best_first(LENGTH)),
     }
 
 
@@ -69,8 +70,9 @@ def tilted(before, after):
 
 
 def arguments(name, n=BATCH):
-    shape = (n, LENGTH) if name == "masked" else (n, 3)
-    return {"shape": shape, "cond": None if name == "masked" else np.arange(n) % 2}
+    if name.startswith("masked"):
+        return {"shape": (n, LENGTH), "cond": None}
+    return {"shape": (n, 3), "cond": np.arange(n) % 2}
 
 
 def place():
@@ -139,7 +141,7 @@ def collectives(name, sharding) -> int:
     """In the compiled program of a sampler, on arrays that lie over the devices."""
     job = ds.sampling.prepared(key(), samplers()[name], x=None, record=None, first=0, check=True, dtype=None,
                                sharding=sharding, **arguments(name))  # fmt: skip
-    return len(re.findall(COLLECTIVE, ds.loop.run.lower(job).compile().as_text()))
+    return len(re.findall(rf"(?:{COLLECTIVE})(?:-start)?\(", ds.loop.run.lower(job).compile().as_text()))
 
 
 def jobs(sharding, out: Path) -> dict:

@@ -48,7 +48,7 @@ def test_two_levels_keep_a_long_tail():
 
 def test_coarse_noise_sharpens_a_one_step_draw_and_separating_when_from_what_does_not():
     # a mask of probability 1 - rho beside tokens rho p: kept / ideal = x / (e^x - 1), x = 2^-b (1 - rho) / (rho p)
-    bits, rho, p, n = 12, 2**-10, np.array([0.9, 0.09, 0.009, 0.001]), 4_000_000
+    bits, rho, p, n = 12, 2**-10, np.array([0.9, 0.09, 0.009, 0.001]), 1_000_000
     joint = jnp.log(jnp.asarray(np.append(rho * p, 1 - rho)))
     one_step = shares(discrete.CoarseGumbel(bits), joint, n)[:4]
     x = 2.0**-bits * (1 - rho) / (rho * p)
@@ -119,6 +119,23 @@ def test_top_p_and_top_k_keep_what_a_sort_would():
         found, q = kept(discrete.TopK(4), p)
         assert found == sorted(order[:4].tolist())
         np.testing.assert_allclose(q[order[:4]], p[order[:4]] / p[order[:4]].sum(), rtol=1e-5)
+
+
+def test_ties_are_kept_and_every_sequence_may_have_its_number():
+    assert kept(discrete.TopK(2), [0.4, 0.2, 0.2, 0.2])[0] == [0, 1, 2, 3]
+    assert kept(discrete.TopP(0.5), [0.5, 0.25, 0.25])[0] == [0]
+    assert kept(discrete.TopP(0.6), [0.5, 0.25, 0.25])[0] == [0, 1, 2]
+    assert kept(discrete.TopP(0.8, inside=True), [0.5, 0.25, 0.25])[0] == [0]
+    p = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.2])), (3, 3, 3))  # as many sequences as slots and tokens
+    for make, numbers in (
+        (discrete.Temperature, [0.5, 1.0, 2.0]),
+        (discrete.TopP, [0.4, 0.7, 1.0]),
+        (discrete.TopK, [1, 2, 3]),
+    ):
+        together = make(jnp.array(numbers))(p, None)
+        for i, number in enumerate(numbers):
+            np.testing.assert_allclose(together[i], make(number)(p[i : i + 1], None)[0], rtol=1e-6)
+    assert kept(discrete.Temperature(float("inf")), [0.5, 0.0, 0.5])[0] == [0, 2]
 
 
 def test_temperature_and_greedy():

@@ -17,7 +17,7 @@ from jax import Array
 from diffsample.discrete.categorical import inverse_cdf
 from diffsample.discrete.drafting import acceptance, residual
 from diffsample.discrete.draws import CHECK, FIX, WHAT, WHEN, Categorical, Draws, as_draws
-from diffsample.discrete.masked_sampler import TokenSampler, first_bad, unknown
+from diffsample.discrete.masked_sampler import TokenSampler, first_bad, first_bad_slot, unknown
 from diffsample.discrete.model import MaskedModel, broken, mend
 from diffsample.discrete.slots import of_token, write
 from diffsample.struct import pytree, static
@@ -112,7 +112,7 @@ class Speculative(TokenSampler):
             ranks = as_draws(keys, self.categorical).at(WHEN).ranks(jnp.where(masked, 0.0, -jnp.inf))
         else:
             ranks = jnp.where(masked, jnp.argsort(self.order)[None, :], length)
-        shapes = jax.eval_shape(self.model, x, jnp.ones(batch), cond)
+        shapes = jax.eval_shape(self.model, x, jnp.ones(batch, jnp.float32), cond)
         features = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         zero, count = jnp.zeros(batch, jnp.int32), jnp.sum(masked, axis=1, dtype=jnp.int32)
         queue = jnp.argsort(ranks, axis=1).astype(jnp.int32)
@@ -153,7 +153,6 @@ class Speculative(TokenSampler):
         verified = (asked > 1) & active
         keep = verified & ~rejected if self.reuse else jnp.zeros_like(verified)
         features = jax.tree.map(lambda new, old: _where(keep, new, old), after, state.features)
-        fault = jnp.max(jnp.where((broken(raw) | bad) & valid, at, -1), axis=1)
         return state._replace(
             x=x,
             features=features,
@@ -162,7 +161,7 @@ class Speculative(TokenSampler):
             calls=state.calls + verified * self.model.evaluations,
             rows=state.rows + jnp.where(verified, asked - (0 if self.reuse else 1), 0),
             accepted=accepted,
-            fault=jnp.where(state.fault >= 0, state.fault, fault),
+            fault=first_bad_slot((broken(raw) | bad) & valid, at, state.fault),
         )
 
     def _verify(

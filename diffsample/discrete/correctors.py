@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
-from diffsample.discrete.model import Laws
+from diffsample.discrete.model import Laws, broken, mend
 from diffsample.discrete.policy import Place
 from diffsample.discrete.slots import of_token, write
 from diffsample.struct import pytree, static
@@ -55,12 +56,18 @@ class Informed:
     temperature: Any = 1.0
     hollow: bool = static(default=True)
 
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k={self.k} must be at least 1")
+        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive: a small one takes the least probable")
+
     def __call__(self, draws: Draws, laws: Laws, place: Place) -> Array:
         """New x [B, L]."""
         eligible = place.free & ~place.masked
         seen = jnp.minimum(laws.x, laws.model.vocab - 1)
         score = laws.everywhere(lambda log_p, at: of_token(log_p, jnp.take_along_axis(seen, at, axis=1)))
-        log_w = jnp.where(eligible, -jnp.maximum(score, -1e6) / self.temperature, -jnp.inf)
+        log_w = jnp.where(eligible, -jnp.maximum(score, -1e6) / expand(self.temperature, score), -jnp.inf)
         if self.k == 1:
             valid = jnp.any(eligible, axis=1, keepdims=True)
             at = draws.at(WHERE).tokens(jnp.log(_normal(log_w))[:, None, :], valid)
@@ -72,8 +79,10 @@ class Informed:
 
 
 def redraw(draws: Draws, laws: Laws, positions: Array, valid: Array) -> Array:
-    """x with tokens at the valid positions [B, k] drawn afresh from the laws there."""
-    return write(laws.x, positions, valid, draws.tokens(laws.at(positions), valid))
+    """x with tokens at the valid positions [B, k] drawn afresh from the laws there; the mask where a law is none."""
+    log_p = laws.model.log_probs(laws.features, positions)
+    tokens = jnp.where(broken(log_p), laws.model.mask_id, draws.tokens(mend(log_p), valid))
+    return write(laws.x, positions, valid, tokens)
 
 
 def _normal(log_w: Array) -> Array:

@@ -17,7 +17,7 @@ from jax import Array
 
 from diffsample.discrete.categorical import inverse_cdf
 from diffsample.discrete.draws import FIX, WHAT, WHEN, Categorical, Draws, as_draws
-from diffsample.discrete.masked_sampler import TokenSampler, first_bad, unknown
+from diffsample.discrete.masked_sampler import TokenSampler, first_bad, first_bad_slot, unknown
 from diffsample.discrete.model import Laws, broken, gather
 from diffsample.discrete.policy import Place, Policy, Reveal, Selection
 from diffsample.discrete.proposals import Context, as_leaves
@@ -50,6 +50,7 @@ class State(NamedTuple):
     count: Array  # int32 [B], positions revealed by the newest update
     calls: Array  # int32 [B], network evaluations that this sequence needed
     fault: Array  # int32 [B], first position whose law was broken, -1 if none
+    left: Array  # bool scalar, whether any sequence still has a mask
     executed: Array  # int32 scalar, calls of the network made for the batch
     index: Array  # int32 scalar, updates done
 
@@ -118,6 +119,8 @@ class Decoder(TokenSampler):
         if getattr(self.corrector, "hollow", False) and not self.model.hollow:
             raise ValueError("this corrector redraws observed positions from the law given the others: it needs a "
                              "model declared hollow=True")  # fmt: skip
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be at least 1, the positions whose logits exist at a time")
 
     @property
     def steps(self) -> PyTree:
@@ -148,6 +151,13 @@ class Decoder(TokenSampler):
         """Whether every sequence is finished; None where the number of rows is fixed."""
         return self._finished if self.policy.adaptive else None
 
+    def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
+        """Raise before a run of what is no policy, and as every sampler over tokens."""
+        if not hasattr(self.policy, "select"):
+            raise TypeError(f"a decoder needs a policy, for example discrete.first_hitting(length); got a "
+                            f"{type(self.policy).__name__}")  # fmt: skip
+        super().admit(shape, x)
+
     def init(self, keys: Array | Draws, x: Array, cond: PyTree) -> State:
         """Before the first call: what is not a mask is prompt or padding, and stays."""
         self.admit(x.shape, x)
@@ -164,7 +174,7 @@ class Decoder(TokenSampler):
         reveal = Reveal(empty, empty > 0, empty, logs, logs)
         fault = first_bad(unknown(x, self.model), zero - 1)  # of traced ids, which `admit` cannot read
         return State(x, masked, features, features if self._looks_back else (), memory, clock, jnp.ones(batch, bool),
-                     reveal, zero, zero, fault, jnp.int32(0), jnp.int32(-1))  # fmt: skip
+                     reveal, zero, zero, fault, jnp.bool(True), jnp.int32(0), jnp.int32(-1))  # fmt: skip
 
     def step(self, keys: Array | Draws, state: State, step: PyTree, cond: PyTree) -> State:
         """One update, then one call; with a corrector, its redraw and another call."""
@@ -199,7 +209,7 @@ class Decoder(TokenSampler):
         return not again and not bool(jnp.any(state.x == self.model.mask_id))
 
     def _finished(self, state: State) -> Array:
-        return (state.index >= 0) & ~jnp.any(state.x == self.model.mask_id)
+        return (state.index >= 0) & ~state.left
 
     def _place(self, state: State, active: Array) -> Place:
         """In row 0 nothing is eligible."""
@@ -217,7 +227,7 @@ class Decoder(TokenSampler):
         x = write(state.x, positions, valid, reveal.tokens)
         if chosen.remask is not None:
             x = jnp.where(chosen.remask & place.free, self.model.mask_id, x)
-        fault = jnp.where(state.fault >= 0, state.fault, jnp.max(jnp.where(bad, positions, -1), axis=1))
+        fault = first_bad_slot(bad, positions, state.fault)
         return state._replace(
             x=x,
             before=state.features if self._looks_back else (),
@@ -284,6 +294,7 @@ class Decoder(TokenSampler):
             before = self.model.log_probs(state.before, positions) if self._looks_back else log_p
             context = Context(state.x, positions, valid, before, count, state.count, chosen.weight, cond)
             log_q = self.proposal(log_p, context)
+            bad = bad | (broken(log_q) & valid)
         tokens = draws.tokens(log_q, valid) if chosen.tokens is None else gather(chosen.tokens, positions)
         if chosen.tokens is not None:
             log_q = jnp.full_like(log_p, jnp.nan)  # its positions may depend on its tokens: no weight is exact
@@ -292,15 +303,15 @@ class Decoder(TokenSampler):
 
     def _call(self, state: State, cond: PyTree) -> State:
         """Features at x, where a sequence that is not finished changed, or the network reads the clock."""
-        waiting = jnp.any(state.x == self.model.mask_id, axis=1)
-        if self.corrector is not None:
-            waiting = waiting | jnp.any(state.free, axis=1)
+        masked = jnp.any(state.x == self.model.mask_id, axis=1)
+        waiting = masked if self.corrector is None else masked | jnp.any(state.free, axis=1)
         need = waiting & (state.stale | (self.model.time is not None))
-        execute = jnp.any(need)
+        execute, left = jnp.any(jnp.stack([need, masked]), axis=1)  # of all sequences at once: one message a row
         features = jax.lax.cond(execute, lambda: self.model(state.x, state.clock, cond), lambda: state.features)
         return state._replace(
             features=features,
             stale=state.stale & ~need,
             calls=state.calls + need * jnp.int32(self.model.evaluations),
+            left=left,
             executed=state.executed + execute,
         )

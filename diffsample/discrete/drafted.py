@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
-from diffsample.discrete.model import Laws
+from diffsample.discrete.model import Laws, broken
 from diffsample.discrete.ordered import Sizes, cosine_sizes, planned_sizes
 from diffsample.discrete.policy import Around, Place, Selection, masked_share
 from diffsample.discrete.proposals import as_leaves
@@ -108,8 +109,9 @@ class PathPlanned(Scored):
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: Array) -> tuple[Selection, PyTree]:
         tokens, fresh = draft(draws, laws, place.masked, self.proposal)
         seen = jnp.minimum(laws.x, laws.model.vocab - 1)
+        eta = expand(self.eta, fresh)
         old = laws.everywhere(lambda log_p, at: of_token(log_p, jnp.take_along_axis(seen, at, axis=1)))
-        kept = jnp.where(jnp.asarray(self.eta) > 0, self.eta * jnp.maximum(old, -1e30), 0.0)  # 0 times -inf is 0 here
+        kept = jnp.where(eta > 0, eta * jnp.maximum(old, -1e30), 0.0)  # 0 times -inf is 0 here
         score = jnp.where(place.masked, fresh, kept)
         count = jnp.floor(memory * row + 1e-4).astype(jnp.int32)
         worst = place.free & (ranked(draws, -score, place.free, None) < count[:, None])
@@ -142,7 +144,8 @@ def draft(draws: Draws, laws: Laws, masked: Array, proposal: Any) -> tuple[Array
     def one(log_p: Array, at: Array) -> tuple[Array, Array]:
         log_q = log_p if proposal is None else proposal(log_p, None)
         tokens = draws.at(at[0, 0]).tokens(log_q, jnp.take_along_axis(masked, at, axis=1))
-        return tokens, of_token(log_p, tokens)
+        score = of_token(log_p, tokens)
+        return jnp.where(broken(log_q), laws.model.mask_id, tokens), score  # a proposal's NaN stays a mask
 
     return laws.everywhere(one)
 
@@ -197,13 +200,16 @@ def blockwise(policy: Any, length: int, block: int) -> Blockwise:
         length: L. block: its length, which divides L.
 
     Raises:
-        ValueError: a block that does not divide the length.
+        ValueError: a block that does not divide the length, or that the policy was not planned for.
 
     Reference: Nie et al. 2025, arXiv 2502.09992, section 2.4; Arriola et al. 2025, arXiv 2503.09573.
 
     >>> blockwise(low_confidence(4, updates=2), 8, 4).steps[0].tolist()
     [0, 0, 1, 1]
     """
-    if block < 1 or length % block:
+    if block < 1 or length < 1 or length % block:
         raise ValueError(f"block={block} must divide length={length}")
+    planned = getattr(policy, "length", None)
+    if planned is not None and planned < block:
+        raise ValueError(f"the policy was planned for at most {planned} positions, not block={block}")
     return Blockwise(policy, jnp.arange(length, dtype=jnp.int32) // block, length // block)

@@ -16,6 +16,7 @@ from diffsample.discrete.draws import CERTAIN, Draws
 from diffsample.discrete.gridded import Grid
 from diffsample.discrete.model import Laws
 from diffsample.discrete.policy import Counted, Place, Selection
+from diffsample.discrete.schedules import check_length
 from diffsample.discrete.slots import at_most
 from diffsample.struct import pytree, static
 
@@ -102,6 +103,7 @@ def asynchronous_remasking(grid: Grid, length: int, *, most: int | None = None) 
         raise TypeError(f"asynchronous clocks need a grid whose chances do not depend on the sequence, got {grid!r}")
     if grid.weight is not None:
         raise ValueError("an extrapolating grid (trapezoidal) has no asynchronous form: its halves belong together")
+    check_length(length)
     if most is not None and most < 1:
         raise ValueError(f"most={most} must be at least 1")
     rho = np.asarray(grid.rho, np.float64)

@@ -15,7 +15,7 @@ from jax import Array
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.discrete.policy import Counted, Place, Policy, Selection
-from diffsample.discrete.schedules import Schedule, check_levels
+from diffsample.discrete.schedules import Schedule, check_length, check_levels
 from diffsample.discrete.slots import at_most
 from diffsample.struct import pytree, static
 
@@ -153,7 +153,7 @@ def trapezoidal(levels: Any, theta: float = 0.5) -> Grid:
         theta: share of the step made in the first half, in (0, 1).
 
     Raises:
-        ValueError: theta outside (0, 1), or intensities that cancel.
+        ValueError: theta outside (0, 1).
 
     Reference: Ren et al. 2025, arXiv 2502.00234 (the theta-trapezoidal method, there with Poisson jumps).
 
@@ -166,7 +166,8 @@ def trapezoidal(levels: Any, theta: float = 0.5) -> Grid:
     between = m[:-1] + theta * np.diff(m)
     fine = np.append(np.stack([m[:-1], between], axis=1).ravel(), 0.0)
     a1 = 1 / (2 * theta * (1 - theta))
-    later, sooner = a1 / between, (a1 - 1) / m[:-1]
+    level, middle = (np.where(m[:-1] > 0, share, 1.0) for share in (m[:-1], between))  # idle rows at 0 reveal nothing
+    later, sooner = a1 / middle, (a1 - 1) / level
     weight = sooner / (later - sooner)  # max(later c_r - sooner c_m, 0) is c_r + weight (c_r - c_m), up to its scale
     return as_grid(_rho(fine), None, fine, np.stack([np.zeros_like(weight), weight], axis=1).ravel())
 
@@ -189,6 +190,7 @@ def asynchronous(levels: Any, length: int, *, most: int | None = None) -> Asynch
     (2,)
     """
     m = check_levels(levels)
+    check_length(length)
     if most is not None and most < 1:
         raise ValueError(f"most={most} must be at least 1")
     updates = length if most is not None else min(length, len(m) - 1)
@@ -199,11 +201,11 @@ def rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
     """(falling times [N + 1], alpha'(t) at all but the last [N]), in float64.
 
     Raises:
-        ValueError: times that do not fall.
+        ValueError: times that do not fall, or leave [0, 1].
     """
     t = np.asarray(times, np.float64)
-    if t.ndim != 1 or len(t) < 2 or not (np.diff(t) < 0).all():
-        raise ValueError(f"times must fall, got {t.tolist()}")
+    if t.ndim != 1 or len(t) < 2 or not (np.diff(t) < 0).all() or t[0] > 1 or t[-1] < 0:
+        raise ValueError(f"times must fall inside [0, 1], got {t.tolist()}")
     with jax.enable_x64(True):
         slope = np.asarray(jax.vmap(jax.grad(schedule.alpha))(jnp.asarray(t[:-1], float)))
     return t, slope

@@ -15,7 +15,7 @@ from jax import Array
 from diffsample.discrete.decoder import Place, Policy, PyTree, Selection
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
-from diffsample.discrete.schedules import check_levels
+from diffsample.discrete.schedules import check_length, check_levels
 from diffsample.struct import pytree, static
 
 LARGEST = 80.0  # of log U: exp of more overflows float32
@@ -117,8 +117,7 @@ def next_jump(length: int) -> NextJump:
     >>> next_jump(4).width(4)
     1
     """
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"length={length!r} must be the number of positions")
+    check_length(length)
     return NextJump(jnp.arange(length, dtype=jnp.int32), length)
 
 

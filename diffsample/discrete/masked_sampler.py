@@ -87,6 +87,12 @@ def first_bad(bad: Array, otherwise: Array) -> Array:
     return jnp.where(otherwise >= 0, otherwise, found)
 
 
+def first_bad_slot(bad: Array, positions: Array, otherwise: Array) -> Array:
+    """The same for slots [B, k] that hold positions, in any order."""
+    lowest = jnp.min(jnp.where(bad, positions, jnp.iinfo(jnp.int32).max), axis=1)
+    return jnp.where((otherwise >= 0) | ~jnp.any(bad, axis=1), otherwise, lowest)
+
+
 def refuse_faults(model: MaskedModel, x: Array, fault: Array) -> None:
     """Raise FloatingPointError where a sequence went wrong, naming the first, its position and the reason."""
     faults = np.asarray(fault)
@@ -96,12 +102,14 @@ def refuse_faults(model: MaskedModel, x: Array, fault: Array) -> None:
     at = int(faults[sample])
     token = int(x[sample, at])
     if token == model.mask_id:
-        reason = "is still the mask: the policy ended before everything was revealed"
+        reason = (
+            "is still the mask: the policy ended before everything was revealed, or a law that it drew from held NaN"
+        )
     elif not 0 <= token < model.vocab:
         reason = f"is outside the model's ids 0 .. {model.vocab - 1}"
     else:
         reason = ("was drawn from no law: the model's logits there hold NaN, or are -inf for every token "
-                  "(discrete.examine(model, x) says which)")  # fmt: skip
+                  "(discrete.examine(model, x) says which), or the proposal left none")  # fmt: skip
     raise FloatingPointError(
         f"sequence {sample} went wrong at position {at} (token {token}), as did {int((faults >= 0).sum())} of "
         f"{len(faults)}: the token {reason}"

@@ -7,6 +7,7 @@ the mask's id; the law never contains the mask.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -57,11 +58,13 @@ class MaskedModel:
         for name in ("features", "head"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function, got {getattr(self, name)!r}")
-        if not isinstance(self.vocab, int) or self.vocab < 1:
+        if not isinstance(self.vocab, numbers.Integral) or self.vocab < 1:
             raise ValueError(f"vocab={self.vocab!r} must be the number of logits")
-        if not isinstance(self.mask_id, int) or not 0 <= self.mask_id <= self.vocab:
+        if not isinstance(self.mask_id, numbers.Integral) or not 0 <= self.mask_id <= self.vocab:
             raise ValueError(f"mask_id={self.mask_id!r} must be an id in 0 .. {self.vocab}: the id that stands for the "
                              f"mask in x (vocab={self.vocab} where the logits leave it out)")  # fmt: skip
+        if self.vocab == 1 and self.mask_id == 0:
+            raise ValueError("vocab=1 with mask_id=0 leaves no token: vocab counts the logits")
 
     def __call__(self, x: Array, clock: Array, cond: PyTree) -> PyTree:
         """Features of x [B, L] at mask probability clock [B]."""

@@ -18,6 +18,7 @@ from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.discrete.policy import Counted, Place, Selection, masked_share
 from diffsample.discrete.proposals import as_leaves
+from diffsample.discrete.schedules import check_length
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -82,7 +83,7 @@ class FirstHitting(Counted):
         start, stop = (self.sizes(count, row + d, total).astype(jnp.int32) for d in (0, 1))
         reveal = place.masked & (ranks < stop[:, None])
         upcoming = jnp.minimum(stop, clocks.shape[1] - 1)
-        clock = jnp.take_along_axis(clocks, upcoming[:, None], axis=1)[:, 0]
+        clock = jnp.where(stop < count, jnp.take_along_axis(clocks, upcoming[:, None], axis=1)[:, 0], 0.0)
         # the average token of a group should have seen half of the group's others; the last call saw `before` fewer
         size = stop - start
         weight = jnp.where(before > 0, 0.5 * (size - 1) / jnp.maximum(before, 1), 0.0)
@@ -181,8 +182,7 @@ def dyadic(length: int) -> GivenOrder:
 
 def planned_sizes(length: int, updates: int | None, sizes: Sequence[int] | Sizes | None) -> tuple[Any, int, int]:
     """(rule as a pytree, number of updates, largest group) from what a user may give."""
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"length={length!r} must be the number of positions")
+    check_length(length)
     if sizes is not None and not callable(sizes):
         table = np.asarray(sizes, np.int32)
         if table.ndim != 1 or (table < 1).any() or table.sum() != length or updates not in (None, len(table)):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.denoiser import expand
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -35,7 +36,7 @@ def as_leaves(rule: Any) -> Any:
 
 @pytree
 class Temperature:
-    """log_q = log_p / temperature, renormalised; a leaf, so that a sweep does not recompile.
+    """log_q = log_p / temperature, renormalised; a leaf, so that a sweep does not recompile, or one a sequence [B].
 
     >>> Temperature(0.5)(jnp.log(jnp.array([[[0.8, 0.2]]])), None).round(3).tolist()
     [[[-0.06..., -2.83...]]]
@@ -48,7 +49,8 @@ class Temperature:
             raise ValueError(f"temperature={self.temperature} must be positive; greedy decoding is `greedy`")
 
     def __call__(self, log_p: Array, context: Context | None = None) -> Array:
-        return jax.nn.log_softmax(log_p / jnp.asarray(self.temperature, log_p.dtype), axis=-1)
+        colder = jnp.where(log_p > -jnp.inf, log_p / expand(self.temperature, log_p), -jnp.inf)
+        return jax.nn.log_softmax(colder, axis=-1)
 
 
 def greedy(log_p: Array, context: Context | None = None) -> Array:
@@ -64,7 +66,7 @@ class TopP:
     The threshold is bisected over the 31 bits of a positive float32, so 31 sums over the vocabulary and no sort.
 
     Args:
-        p: mass to keep, in (0, 1]; a leaf.
+        p: mass to keep, in (0, 1]; a leaf, or one a sequence [B].
         inside: keep only tokens whose cumulative mass, their own included, is at most p, and the first; what ReMDM
             and BD3-LM do. The default keeps the token that crosses p, as Dream and RADD do.
 
@@ -88,20 +90,22 @@ class TopP:
 
     def _mass_reached(self, p: Array) -> Array:
         """Tokens at least as probable as the largest threshold that keeps mass p."""
-        goal = jnp.asarray(self.p, jnp.float32) * jnp.sum(p, axis=-1)
+        goal = jnp.sum(p, axis=-1)
+        goal = expand(self.p, goal) * goal
         bits = _largest_bits(lambda t: jnp.sum(jnp.where(p >= t[..., None], p, 0.0), axis=-1) >= goal, p.shape[:-1])
         return p >= bits[..., None]
 
     def _mass_kept(self, p: Array) -> Array:
         """Tokens above the largest threshold whose upper set has more mass than p; always the most probable one."""
-        goal = jnp.asarray(self.p, jnp.float32) * jnp.sum(p, axis=-1)
+        goal = jnp.sum(p, axis=-1)
+        goal = expand(self.p, goal) * goal
         bits = _largest_bits(lambda t: jnp.sum(jnp.where(p >= t[..., None], p, 0.0), axis=-1) > goal, p.shape[:-1])
         return (p > bits[..., None]) | (p == jnp.max(p, axis=-1, keepdims=True))
 
 
 @pytree
 class TopK:
-    """The k most probable tokens, ties with the k-th kept; k is a leaf, nothing is sorted.
+    """The k most probable tokens, ties with the k-th kept; k is a leaf, or one a sequence [B], and nothing is sorted.
 
     >>> jnp.exp(TopK(1)(jnp.log(jnp.array([[[0.5, 0.3, 0.2]]])), None)).tolist()
     [[[1.0, 0.0, 0.0]]]
@@ -110,12 +114,12 @@ class TopK:
     k: Any
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, (int, float)) and self.k < 1:
-            raise ValueError(f"k={self.k} must be at least 1")
+        if isinstance(self.k, (int, float)) and (self.k < 1 or self.k % 1):
+            raise ValueError(f"k={self.k} must be a whole number of at least 1")
 
     def __call__(self, log_p: Array, context: Context | None = None) -> Array:
         p = jnp.exp(log_p.astype(jnp.float32))
-        k = jnp.asarray(self.k, jnp.int32)
+        k = expand(self.k, jnp.zeros(p.shape[:-1], jnp.int32))
         threshold = _largest_bits(lambda t: jnp.sum(p >= t[..., None], axis=-1) >= k, p.shape[:-1])
         return jax.nn.log_softmax(jnp.where(p >= threshold[..., None], log_p, -jnp.inf), axis=-1)
 

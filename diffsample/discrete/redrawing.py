@@ -54,6 +54,9 @@ class Redrawn(Around):
         phase, inner_row = row
         new = phase == 0
         chosen, moved = self.policy.select(draws.at(0), laws, place, inner, inner_row)
+        if chosen.tokens is not None or chosen.remask is not None:
+            raise ValueError(f"{type(self.policy).__name__} draws its tokens or masks again itself: redraw the "
+                             f"groups of a policy that only chooses positions")  # fmt: skip
         group = jnp.where(new, chosen.reveal & place.masked, group)
         left = jnp.where(new, group, left)
         reveal = place.masked & group

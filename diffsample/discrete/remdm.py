@@ -18,6 +18,7 @@ from diffsample.discrete.gridded import Grid, as_grid
 from diffsample.discrete.model import Laws
 from diffsample.discrete.policy import Place, Policy, Selection
 from diffsample.discrete.schedules import check_levels
+from diffsample.discrete.slots import write
 from diffsample.struct import pytree
 
 PyTree: TypeAlias = Any
@@ -99,8 +100,8 @@ def remasking(levels: Any, sigma: Callable[[np.ndarray, np.ndarray, np.ndarray],
     value = np.asarray(sigma(alpha_t, alpha_s, largest), np.float64)
     if value.shape != largest.shape or (value < 0).any() or (value > largest + 1e-12).any():
         raise ValueError(f"sigma={value.tolist()} must lie in 0 .. sigma_max={largest.tolist()}")
-    # where nothing can be masked any more, rho does not matter
-    rho = np.where(m[:-1] > 0, (alpha_s - (1 - value) * alpha_t) / np.where(m[:-1] > 0, m[:-1], 1.0), 1.0)
+    # to level 0 all that is left, whatever rounding says; where nothing is masked any more, rho does not matter
+    rho = np.where(m[1:] > 0, (alpha_s - (1 - value) * alpha_t) / np.where(m[1:] > 0, m[:-1], 1.0), 1.0)
     return as_grid(np.clip(rho, 0.0, 1.0), value, m)
 
 
@@ -108,7 +109,8 @@ def flow_corrector(levels: Any, eta: float = 15.0) -> Grid:
     """The stochasticity of discrete flow matching: with u = alpha, masked -> token at rate (1 + eta u) / (1 - u), back
     at eta.
 
-    Euler's steps of these rates, exact in law as the steps vanish; the last step reveals all that is left.
+    Euler's steps of these rates, exact in law as the steps vanish. Near the end (1 + eta u) (t - s) exceeds 1 - u, the
+    chance is cut to one, and more stays masked than the level says; the last step reveals all that is left.
 
     Args:
         levels: [N + 1] falling mask probabilities that end at 0. eta: noise.
@@ -147,14 +149,13 @@ class ConfidentRemasking(Policy):
         return self.alpha_t, self.alpha_s, self.largest
 
     def init(self, draws: Draws, place: Place) -> tuple[PyTree, Array]:
-        return jnp.zeros(place.masked.shape, jnp.asarray(self.largest).dtype), jnp.ones_like(place.clock)
+        psi = jnp.zeros(place.masked.shape, jnp.asarray(self.largest).dtype)
+        return psi, jnp.full_like(place.clock, 1 - self.alpha_t[0])
 
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: PyTree) -> tuple[Selection, PyTree]:
         alpha_t, alpha_s, largest = row
         newest = place.newest
-        rows = jnp.arange(memory.shape[0])[:, None]
-        target = jnp.where(newest.valid, newest.positions, memory.shape[1])
-        psi = memory.at[rows, target].set(jnp.exp(newest.log_p).astype(memory.dtype), mode="drop")
+        psi = write(memory, newest.positions, newest.valid, jnp.exp(newest.log_p))
         observed = place.free & ~place.masked
         weights = jnp.where(observed, jnp.exp(-psi), 0.0)  # psi lies in 0 .. 1
         total = jnp.sum(weights, axis=1, keepdims=True)

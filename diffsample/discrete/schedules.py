@@ -6,6 +6,7 @@ that was conditioned on it. Formulas use NumPy float64 for NumPy input and JAX f
 """
 
 import math
+import numbers
 from typing import Any, Protocol
 
 import jax
@@ -177,12 +178,20 @@ def levels(schedule: Schedule, steps: int, times: Any = None) -> np.ndarray:
     return m
 
 
+def check_length(length: Any) -> None:
+    """Raise ValueError for what is no number of positions."""
+    if not isinstance(length, numbers.Integral) or length < 1:
+        raise ValueError(f"length={length!r} must be the number of positions")
+
+
 def check_levels(m: Any) -> np.ndarray:
     """Mask probabilities that fall from at most 1 to exactly 0, as float64.
 
     Raises:
-        ValueError: they rise, leave [0, 1], or do not end clean.
+        ValueError, TypeError: they rise, leave [0, 1], do not end clean, or are no numbers.
     """
+    if hasattr(m, "alpha"):
+        raise TypeError(f"levels must be numbers, got {m!r}: discrete.levels(schedule, steps) makes them")
     m = np.asarray(m, np.float64)
     if m.ndim != 1 or len(m) < 2 or not np.isfinite(m).all() or (np.diff(m) > 0).any() or m[0] > 1 or m[0] <= 0:
         raise ValueError(f"levels must be falling mask probabilities in [0, 1], at least two, got {m.tolist()}")

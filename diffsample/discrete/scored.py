@@ -11,12 +11,15 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.discrete.ordered import Sizes, planned_sizes
 from diffsample.discrete.policy import Counted, Place, Policy, Selection, masked_share
+from diffsample.discrete.schedules import check_length
 from diffsample.struct import pytree, static
 
 PyTree: TypeAlias = Any
@@ -36,6 +39,8 @@ def margin(log_p: Array) -> Array:
     >>> float(margin(jnp.log(jnp.array([0.5, 0.3, 0.2]))).round(3))
     0.2...
     """
+    if log_p.shape[-1] == 1:  # there is no second
+        return jnp.exp(log_p[..., 0])
     two = jax.lax.top_k(log_p, 2)[0]
     return jnp.exp(two[..., 0]) - jnp.exp(two[..., 1])
 
@@ -87,7 +92,7 @@ def best_first(
     *,
     updates: int | None = None,
     sizes: Sequence[int] | Sizes | None = None,
-    temperature: float | None = None,
+    temperature: float | Array | None = None,
 ) -> Best:
     """Choose, then sample: the positions with the highest scores of their laws, then tokens for them.
 
@@ -96,8 +101,11 @@ def best_first(
     Args:
         length: L. score: function of log-laws: `confidence`, `margin`, `negative_entropy`, or yours, kept.
         updates, sizes: groups, as for `first_hitting`.
-        temperature: of the order: positions drawn without replacement with weights exp(score / temperature); None
-            takes the best, the first among equals.
+        temperature: of the order: positions drawn without replacement with weights exp(score / temperature); a leaf,
+            or one a sequence [B]. None takes the best, the first among equals.
+
+    Raises:
+        ValueError: a temperature that is not positive; sizes as for `first_hitting`.
 
     Reference: Kim et al. 2025, arXiv 2502.06768; Dream's `alg_temp` is this temperature.
 
@@ -105,6 +113,8 @@ def best_first(
     2
     """
     rule, count, most = planned_sizes(length, updates, sizes)
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be positive; None takes the best")
     return Best(jnp.arange(count, dtype=jnp.int32), rule, temperature, score, most, length)
 
 
@@ -121,25 +131,30 @@ class Threshold(Grouped):
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
         ranks = ranked(draws, score, place.masked, None)
-        at_least = jnp.asarray(self.at_least, score.dtype)
+        at_least = expand(self.at_least, score)
         passes = (settle_ties(score) >= settle_ties(at_least)) & (ranks < self.most)
         reveal = place.masked & (passes | (ranks == 0))
         return Selection(reveal, masked_share(place.masked & ~reveal)), memory
 
 
-def threshold(length: int, at_least: float, score: Score = confidence, *, most: int | None = None) -> Threshold:
+def threshold(length: int, at_least: float | Array, score: Score = confidence, *, most: int | None = None) -> Threshold:
     """Every position whose score is at least a threshold, and always the best one; as many calls as that takes.
 
     Args:
-        length: L. at_least: threshold on the score; log 0.9 for a probability of 0.9 with `confidence`; a leaf.
+        length: L. at_least: threshold on the score; log 0.9 for a probability of 0.9 with `confidence`; a leaf, or one
+            a sequence [B].
         score: function of log-laws. most: positions revealed at once at most, which bounds the logits.
+
+    Raises:
+        ValueError: no length, a bound below 1.
 
     Reference: Wu et al. 2025, Fast-dLLM, arXiv 2505.22618 (there with the confidence of the drawn token).
 
     >>> threshold(5, -0.1).adaptive
     True
     """
-    return Threshold(jnp.arange(length, dtype=jnp.int32), jnp.asarray(at_least, float), score, most or length, length)
+    updates, most = _one_by_one(length, most)
+    return Threshold(updates, jnp.asarray(at_least, float), score, most, length)
 
 
 @pytree
@@ -160,13 +175,13 @@ class EntropyBounded(Grouped):
             jnp.take_along_axis(place.masked, order, axis=1), jnp.take_along_axis(entropy, order, axis=1), jnp.inf
         )
         excess = jnp.cumsum(sorted_entropy, axis=1) - jax.lax.cummax(sorted_entropy, axis=1)
-        size = jnp.sum(excess <= self.gamma, axis=1)
+        size = jnp.sum(excess <= expand(self.gamma, excess), axis=1)
         reveal = place.masked & (ranks < jnp.clip(size, 1, self.most)[:, None])
         return Selection(reveal, masked_share(place.masked & ~reveal)), memory
 
 
 def entropy_bounded(
-    length: int, gamma: float, score: Score = negative_entropy, *, most: int | None = None
+    length: int, gamma: float | Array, score: Score = negative_entropy, *, most: int | None = None
 ) -> EntropyBounded:
     """The longest prefix of the positions sorted by score with sum H - max H <= gamma, always at least one.
 
@@ -174,25 +189,35 @@ def entropy_bounded(
     calls; gamma = 0 reveals one at a time (more only if they are certain) and is exact.
 
     Args:
-        length: L. gamma: bound in nats, a leaf. score: function of log-laws. most: as for `threshold`.
+        length: L. gamma: bound in nats, a leaf, or one a sequence [B].
+        score: function of log-laws. most: as for `threshold`.
 
     Raises:
-        ValueError: a negative gamma.
+        ValueError: a negative gamma; no length, a bound below 1.
 
     Reference: Ben-Hamu et al. 2025, arXiv 2505.24857.
 
     >>> entropy_bounded(5, 0.5).width(5)
     5
     """
-    if gamma < 0:
+    if not np.all(np.asarray(gamma) >= 0):
         raise ValueError(f"gamma={gamma} must be at least 0")
-    return EntropyBounded(jnp.arange(length, dtype=jnp.int32), jnp.asarray(gamma, float), score, most or length, length)
+    updates, most = _one_by_one(length, most)
+    return EntropyBounded(updates, jnp.asarray(gamma, float), score, most, length)
+
+
+def _one_by_one(length: int, most: int | None) -> tuple[Array, int]:
+    """(numbers of the updates, one a position at most; the largest group)."""
+    check_length(length)
+    if most is not None and most < 1:
+        raise ValueError(f"most={most} must be at least 1")
+    return jnp.arange(length, dtype=jnp.int32), length if most is None else most
 
 
 def ranked(draws: Draws, score: Array, eligible: Array, temperature: Any) -> Array:
     """Ranks [B, L] of the eligible positions by score, the first among equals; at random with a temperature."""
     if temperature is not None:
-        return draws.ranks(jnp.where(eligible, score / jnp.asarray(temperature, score.dtype), -jnp.inf))
+        return draws.ranks(jnp.where(eligible, score / expand(temperature, score), -jnp.inf))
     order = jnp.argsort(jnp.where(eligible, -settle_ties(score), jnp.inf), axis=1, stable=True)
     return jnp.argsort(order, axis=1).astype(jnp.int32)
 

@@ -23,9 +23,12 @@ def pack(chosen: Array, k: int, *, in_place: bool = True) -> tuple[Array, Array]
 
 
 def write(x: Array, positions: Array, valid: Array, tokens: Array) -> Array:
-    """x with tokens at the valid positions; the other slots write nowhere."""
-    rows = jnp.arange(x.shape[0])[:, None]
-    return x.at[rows, jnp.where(valid, positions, x.shape[1])].set(tokens.astype(x.dtype), mode="drop")
+    """x with tokens at the valid positions; the other slots write nowhere.
+
+    Row by row: one scatter over all rows would be gathered onto every device of a batch that is spread over several.
+    """
+    nowhere = jnp.where(valid, positions, x.shape[1])
+    return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(x, nowhere, tokens.astype(x.dtype))
 
 
 def of_token(log_p: Array, tokens: Array) -> Array:

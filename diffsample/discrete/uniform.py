@@ -19,6 +19,7 @@ from diffsample.discrete.model import MaskedModel, broken, mend
 from diffsample.discrete.proposals import as_leaves
 from diffsample.discrete.schedules import check_levels
 from diffsample.struct import pytree, static
+from diffsample.tableau import is_concrete
 
 PyTree: TypeAlias = Any
 
@@ -91,6 +92,16 @@ class UniformAncestral(TokenSampler):
         """Uniform tokens."""
         law = jnp.zeros((*shape, self.model.vocab))
         return as_draws(keys, self.categorical).tokens(law, jnp.ones(shape, bool))
+
+    def admit(self, shape: tuple[int, ...], x: Array | None) -> None:
+        """Raise before a run of a model whose mask is a token, from masks, and as every sampler over tokens."""
+        super().admit(shape, x)
+        if self.model.mask_id < self.model.vocab:
+            raise ValueError(f"uniform noise knows no mask, and mask_id={self.model.mask_id} is one of the tokens 0 .. "
+                             f"{self.model.vocab - 1}: declare the model with mask_id=vocab")  # fmt: skip
+        if x is not None and is_concrete(x) and bool(jnp.any(x == self.model.mask_id)):
+            raise ValueError(f"x holds {self.model.mask_id}, the mask's id: uniform noise starts from tokens 0 .. "
+                             f"{self.model.vocab - 1}, or from a shape")  # fmt: skip
 
     def init(self, keys: Array | Draws, x: Array, cond: PyTree) -> Noisy:
         """Before the first call."""
