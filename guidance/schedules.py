@@ -19,7 +19,8 @@ from diffsample.struct import pytree
 from diffsample.tableau import is_concrete
 
 ONE_A_SAMPLE = (
-    "inside the branches of another rule only with batched=False there; not with chunk=, nor in adaptive solvers"
+    "inside the branches of another rule only with batched=False there; not with chunk= or in_chunks, nor in adaptive "
+    "solvers"
 )
 
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffsample.arguments import positive
 from diffsample.denoiser import Denoiser, Point, Prediction, PyTree
+from diffsample.smc.batches import follows_batch
 from diffsample.struct import pytree, static
 from diffsample.wrapping import Wrapper
 
@@ -17,22 +19,28 @@ class InChunks(Wrapper):
     size: int = static()
 
     def __call__(self, x: Array, at: Point, cond: PyTree, state: PyTree) -> tuple[Prediction, PyTree]:
+        if len(x) <= self.size:
+            return self.denoiser(x, at, cond, state)
         leaves, structure = jax.tree.flatten((x, at, cond, state))
-        own = [jnp.ndim(leaf) > 0 for leaf in leaves]  # scalars of the point are shared
+        memory = follows_batch(self.denoiser.init, x)
+        kept = jax.tree.leaves(memory)
+        own = [jnp.ndim(leaf) > 0 for leaf in leaves[: len(leaves) - len(kept)]] + kept  # the rest is shared
 
         def call(mine: list[Array]) -> tuple[Prediction, PyTree]:
             rest = iter(mine)
             full = [next(rest) if cut else leaf for leaf, cut in zip(leaves, own, strict=True)]
             return self.denoiser(*jax.tree.unflatten(structure, full))
 
+        def join(own: bool, pieces: Array) -> Array:
+            return pieces.reshape(whole, *pieces.shape[2:]) if own else pieces[-1]
+
         mine = [leaf for leaf, cut in zip(leaves, own, strict=True) if cut]
-        whole, parts = len(x) // self.size * self.size, []
-        if whole:
-            out = jax.lax.map(call, [leaf[:whole].reshape(-1, self.size, *leaf.shape[1:]) for leaf in mine])
-            parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), out))
+        whole, marks = len(x) // self.size * self.size, (Prediction(True, True), memory)
+        out = jax.lax.map(call, [leaf[:whole].reshape(-1, self.size, *leaf.shape[1:]) for leaf in mine])
+        parts = [jax.tree.map(join, marks, out)]
         if whole < len(x):
             parts.append(call([leaf[whole:] for leaf in mine]))
-        return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
+        return jax.tree.map(lambda own, *pieces: jnp.concatenate(pieces) if own else pieces[-1], marks, *parts)
 
 
 def in_chunks(denoiser: Denoiser, size: int) -> InChunks:
@@ -52,6 +60,4 @@ def in_chunks(denoiser: Denoiser, size: int) -> InChunks:
     >>> in_chunks(ds.exact.Gaussian(0.0, 1.0), 32).size
     32
     """
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"in_chunks(size={size!r}) must be a whole number of at least 1")
-    return InChunks(denoiser, size)
+    return InChunks(denoiser, positive("size", size))

@@ -19,6 +19,7 @@ from jax.nn import logsumexp
 
 from diffsample.denoiser import PyTree
 from diffsample.sampler import Kernel, Sampler, View, fold, with_cond
+from diffsample.smc.batches import batch_shapes, refuse_keys
 from diffsample.smc.diagnosing import Diagnostics, descended, refuse_invalid, undiagnosed, weighed
 from diffsample.smc.functions import Plain, as_pytree
 from diffsample.smc.particles import Particles, gather
@@ -176,12 +177,8 @@ class FeynmanKac:
     def _per_particle(self, keys: Array, x: Array, cond: PyTree) -> Carried:
         """Which leaves of state and memory belong to a particle: those whose shape follows the batch."""
 
-        def shapes(times: int) -> Carried:
-            def longer(leaf: Any) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct((times * leaf.shape[0], *leaf.shape[1:]), leaf.dtype)
-
-            blank = jax.eval_shape(self._blank, *jax.tree.map(longer, (keys, x, jax.tree.map(jnp.asarray, cond))))
-            return Carried(*blank[:2])
+        def carried(keys: Array, x: Array, cond: PyTree) -> Carried:
+            return Carried(*self._blank(keys, x, cond)[:2])
 
         def follows(path: tuple, one: Any, two: Any) -> bool:
             if one.shape == two.shape:
@@ -189,12 +186,10 @@ class FeynmanKac:
             if (len(x), *one.shape[1:]) != one.shape or (2 * len(x), *one.shape[1:]) != two.shape:
                 raise ValueError(f"state{jax.tree_util.keystr(path)} has shape {one.shape} for a batch of {len(x)} and "
                                  f"{two.shape} for {2 * len(x)}; resampling needs the batch axis first")  # fmt: skip
-            if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-                raise ValueError(f"state{jax.tree_util.keystr(path)} holds keys, so copies of a particle would share "
-                                 f"their noise; run without a Brownian path")  # fmt: skip
+            refuse_keys(path, one, "copies of a particle would share their noise")
             return True
 
-        return jax.tree.map_with_path(follows, shapes(1), shapes(2))
+        return jax.tree.map_with_path(follows, *batch_shapes(carried, keys, x, jax.tree.map(jnp.asarray, cond)))
 
     def _weighed(self, state: ParticleState, log_g: Array, row: Array) -> ParticleState:
         """Weights, normaliser and diagnostics after log G of a row; a group without weight goes on, marked."""

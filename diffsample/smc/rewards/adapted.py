@@ -23,7 +23,8 @@ from diffsample.smc.filtering import FeynmanKac, feynman_kac
 from diffsample.smc.policies import Policy
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.smc.resamplers.resampling import systematic
-from diffsample.smc.rewards.own_moves import all_levels, call_at
+from diffsample.smc.rewards.linear_twists import refuse_operator
+from diffsample.smc.rewards.own_moves import all_levels, call_at, refuse_padding
 from diffsample.struct import pytree, static
 
 
@@ -217,6 +218,7 @@ def mcgdiff(
         kappa: squared width of the guess at clean data.
 
     Raises:
+        TypeError: an operator that is no matrix, a wrapped sampler.
         ValueError: shapes that do not fit, an operator without full row rank, a negative noise, several registers.
 
     Reference: Cardoso et al. 2024, arXiv 2308.07983, algorithm 1.
@@ -270,6 +272,7 @@ def fps(
     40
     """
     seen, levels = _measured(operator, y, noise), all_levels(linear)
+    refuse_padding(linear, "the path of y")
     z = np.asarray(jax.random.normal(key, (len(levels.alpha), len(seen.singular))), np.float64)
     path = [levels.sigma[-1] * z[-1]]
     for i in reversed(range(len(z) - 1)):  # from clean to noisy, by the forward kernels
@@ -305,6 +308,7 @@ def _share(square: Array, var: Array) -> Array:
 
 
 def _measured(operator: Any, y: Any, noise: Any) -> Coordinates:
+    refuse_operator(operator)
     operator, y, noise = (np.asarray(v, np.float64) for v in (operator, y, noise))
     if operator.ndim != 2 or y.shape != operator.shape[:1] or noise.ndim or not noise >= 0:
         raise ValueError(f"operator {operator.shape}, y {y.shape} and noise={noise} must be (r, d), (r,) and a number "

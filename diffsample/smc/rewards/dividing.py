@@ -24,7 +24,7 @@ from diffsample.sampler import Kernel, Sampler, View, fold, normal
 from diffsample.smc.functions import as_pytree
 from diffsample.smc.potentials import Closing, Potential, Transition
 from diffsample.smc.products.master import total
-from diffsample.smc.rewards.own_moves import all_levels, call_at
+from diffsample.smc.rewards.own_moves import all_levels, call_at, refuse_padding
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 
@@ -224,7 +224,9 @@ def dcps(
             released code takes steps of length 1 in d dimensions: 1 / (std sqrt(d)) and 1 / sqrt(d).
 
     Raises:
-        ValueError: a table of several registers or without noise, more blocks than rows, negative counts or sizes.
+        TypeError: a wrapped sampler.
+        ValueError: a table of several registers, without noise or with padding, more blocks than rows, negative counts
+            or sizes.
 
     Reference: Janati et al. 2024, arXiv 2403.11407, algorithm 1 and its released code.
 
@@ -235,6 +237,7 @@ def dcps(
     32
     """
     levels, n = all_levels(linear), linear.tableau.rows
+    refuse_padding(linear, "blocks")
     if not 1 <= blocks <= n or min(langevin, fits) < 0:
         raise ValueError(f"blocks={blocks} must be 1 to {n} rows, langevin={langevin} and fits={fits} not negative")
     if is_concrete((step_size, rate)) and not (np.all(np.asarray(step_size) > 0) and np.all(np.asarray(rate) > 0)):

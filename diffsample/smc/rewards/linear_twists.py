@@ -57,7 +57,7 @@ def linear_twist(operator: Any, y: Any, noise_cov: Any, spread: Any = None) -> t
         spread: A C A' as a function (A, look) -> [1 or B, m, m]: `inflated` (the default), `naive`, `optimal`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit. TypeError: an operator that is no matrix.
 
     Reference: Wu et al. 2023, arXiv 2306.17775, section 3.3; Song et al. 2023 (PiGDM); Boys et al. 2023,
     arXiv 2310.06721 (Tweedie's covariance).
@@ -67,6 +67,7 @@ def linear_twist(operator: Any, y: Any, noise_cov: Any, spread: Any = None) -> t
     >>> float(likelihood(jnp.array([[2.0, 9.0]]), None)[0])
     -0.918938...
     """
+    refuse_operator(operator)
     operator, y, cov = (v if isinstance(v, Array) else np.asarray(v, np.float64) for v in (operator, y, noise_cov))
     m = operator.shape[0] if operator.ndim == 2 else 0
     if not m or y.shape[-1:] != (m,) or cov.shape not in {(), (m,), (m, m)}:
@@ -108,6 +109,18 @@ def log_normal(residual: Array, cov: Array) -> Array:
     white = jax.vmap(lambda L, r: solve_triangular(L, r, lower=True))(root, residual)
     log_det = jnp.log(jnp.diagonal(root, axis1=1, axis2=2)).sum(axis=-1)
     return -0.5 * (white**2).sum(axis=-1) - log_det - 0.5 * residual.shape[-1] * jnp.log(2 * jnp.pi)
+
+
+def refuse_operator(operator: Any) -> None:
+    """Raise where A is a function, such as an operator of `guidance`, and not a matrix of numbers.
+
+    Raises:
+        TypeError: names its kind, and how to have the matrix.
+    """
+    if callable(operator) or not (hasattr(operator, "shape") or isinstance(operator, list | tuple)):
+        raise TypeError(f"operator must be a matrix of numbers [m, d] over the flattened sample, got a "
+                        f"{type(operator).__name__}; that of a linear function is jax.jacobian(function)(zeros of one "
+                        f"sample), its axes flattened")  # fmt: skip
 
 
 def _residual(operator: Array, y: Any, x: Array) -> Array:

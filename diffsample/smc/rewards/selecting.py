@@ -3,7 +3,9 @@
 The same code selects among continuous states and among tokens: a candidate is whatever the sampler's step makes.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffsample.counting import evaluations
 from diffsample.denoiser import PyTree
 from diffsample.sampler import Sampler, View, fold, with_cond
+from diffsample.smc.batches import follows_batch, refuse_keys
 from diffsample.smc.functions import as_pytree
 from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
@@ -42,7 +46,7 @@ class Selecting(SamplerWrapper):
     def nfe(self) -> int:
         """Network evaluations per sample: M in every row that draws."""
         draws = np.asarray(self.sampler.draws)
-        once = int((~draws).sum()) * (self.sampler.nfe // len(draws))
+        once = _calls(self.sampler, ~draws)
         return self.candidates * (self.sampler.nfe - once) + once
 
     @property
@@ -67,7 +71,11 @@ class Selecting(SamplerWrapper):
                 raise ValueError(f"the value has shape {jnp.shape(value)}, expected {view.x.shape[:1]}, one a sample")
             return moved, value
 
+        jax.tree.map_with_path(partial(refuse_keys, what="all candidates of a row would be one"), state)
         moved, values = self._candidates(draw, keys)
+        if jnp.shape(self.alpha) not in ((), values.shape[1:]):
+            raise ValueError(f"alpha has shape {jnp.shape(self.alpha)} in a batch of {values.shape[1]}: it may be a "
+                             f"number, or one a sample")  # fmt: skip
         none = jnp.isnan(values).any(axis=0) | ((self.alpha > 0) & (values == -jnp.inf).all(axis=0))
         return self._pick(state, moved, cond, self._choose(keys, values.T), none)
 
@@ -84,7 +92,8 @@ class Selecting(SamplerWrapper):
     def _choose(self, keys: Any, values: Array) -> Array:
         """One of M for each sample, in proportion to exp(value / alpha); the largest at alpha = 0."""
         alpha = jnp.asarray(self.alpha, values.dtype)
-        soft = values / jnp.where(alpha > 0, alpha, 1.0)
+        alpha = jnp.broadcast_to(alpha, values.shape[:1])
+        soft = values / jnp.where(alpha > 0, alpha, 1.0)[:, None]
         if isinstance(keys, jax.Array):
             drawn = jax.vmap(jax.random.categorical)(fold(keys, SELECTION_STREAM), soft)
         else:
@@ -96,8 +105,9 @@ class Selecting(SamplerWrapper):
         """The chosen candidate of every leaf that belongs to a sample, NaN or a fault where `none` could be chosen; one
         for all of what does not.
         """
-        own = jnp.arange(len(chosen))
-        marks = follows_batch(self.sampler, self.sampler.view(state).x, cond)
+        own, x = jnp.arange(len(chosen)), self.sampler.view(state).x
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(x)))
+        marks = follows_batch(self.sampler.init, keys, x, jax.tree.map(jnp.asarray, cond))
         picked = jax.tree.map(lambda leaf, mark: leaf[chosen, own] if mark else leaf[0], moved, marks)
         if hasattr(state, "fault"):
             picked = picked._replace(fault=jnp.where(none & (picked.fault < 0), 0, picked.fault))
@@ -131,12 +141,14 @@ def svdd(
         value: (view, condition) -> [B]: `posterior_mean(reward)`, of tokens `posterior_mode(model, reward)` (SVDD-PM,
             no training, any reward); a value function trained by `soft_value_loss` (SVDD-MC); of tokens also
             `x0_reward`, the soft value of a few completions, as is `sampled_value` of continuous states.
-        alpha: temperature >= 0, a leaf; 0 keeps the best candidate, as the authors' code always does.
+        alpha: temperature >= 0, a leaf, one for all or one a sample [B]; 0 keeps the best candidate, as the authors'
+            code always does.
         candidates: M.
         sequential: one candidate at a time, with the memory of a plain run.
 
     Raises:
-        ValueError: fewer than 1 candidate, a negative alpha, a sampler that draws no noise.
+        ValueError: fewer than 1 candidate, a negative alpha, a sampler that draws no noise. From `sample`: one whose
+            noise is not the row's own (a Brownian path), so that all candidates would be one.
         NonFiniteError, FloatingPointError: from `sample`, which names row and sample: a value that is NaN, or -inf for
             all candidates at alpha > 0. The sample is NaN from there on; tokens have a fault at position 0.
 
@@ -162,21 +174,18 @@ def svdd(
     return Selecting(sampler, as_pytree(value), alpha, candidates=int(candidates), sequential=sequential)
 
 
+def _calls(sampler: Any, rows: np.ndarray) -> int:
+    """Network evaluations a sample in some rows that draw nothing, in which wrappers add none."""
+    while hasattr(sampler, "sampler"):
+        sampler = sampler.sampler
+    table = getattr(sampler, "tableau", None)
+    if table is None or len(table.active) != len(rows):
+        return int(rows.sum()) * (sampler.nfe // len(rows))
+    return evaluations(sampler.denoiser, dataclasses.replace(table, active=np.asarray(table.active) & rows))
+
+
 def _without(none: Array, leaf: Array) -> Array:
     """NaN for the samples in `none`, where the leaf can hold it."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jnp.where(none.reshape(-1, *(1,) * (leaf.ndim - 1)), jnp.asarray(jnp.nan, leaf.dtype), leaf)
-
-
-def follows_batch(sampler: Any, x: Array, cond: PyTree) -> PyTree:
-    """Which leaves of a sampler's state belong to a sample: those whose first axis follows the batch."""
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(x)))
-
-    def shapes(times: int) -> PyTree:
-        def longer(leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((times * leaf.shape[0], *leaf.shape[1:]), leaf.dtype)
-
-        return jax.eval_shape(sampler.init, *jax.tree.map(longer, (keys, x, jax.tree.map(jnp.asarray, cond))))
-
-    return jax.tree.map(lambda one, two: one.shape != two.shape, shapes(1), shapes(2))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jax import Array
@@ -35,9 +36,12 @@ def tds(
 
     Args:
         sampler: `solvers.linear(denoiser, table)`, a one-register table with noise in every move (`ddpm`); its denoiser
-            is twisted here.
+            is twisted here, also inside of `started` and `lagged`.
         log_twist, strength, guide: as for `twisted`. log_final, base: as for `twist_ratio`.
         particles, resample, policy: as for `feynman_kac`.
+
+    Raises:
+        TypeError: a sampler that drives no denoiser, such as `svdd`.
 
     Reference: Wu et al. 2023, arXiv 2306.17775, algorithm 1.
 
@@ -49,7 +53,7 @@ def tds(
     >>> bool(abs(out.mean(out.x)[0] - 1) < 0.2)
     True
     """
-    around = dataclasses.replace(sampler, denoiser=twisted(sampler.denoiser, log_twist, strength=strength, guide=guide))
+    around = _driving(sampler, partial(twisted, log_twist=log_twist, strength=strength, guide=guide))
     potential = twist_ratio(log_final, base=base)
     return feynman_kac(around, potential, particles=particles, resample=resample, policy=policy)
 
@@ -89,3 +93,13 @@ def das(
         resample=resample,
         policy=policy,
     )
+
+
+def _driving(sampler: Any, twist: Callable[[Any], Any]) -> Any:
+    """The sampler with its denoiser twisted, inside of wrappers that leave its moves alone too."""
+    if not hasattr(sampler, "denoiser"):
+        raise TypeError(f"tds twists the denoiser of solvers.linear(denoiser, table) and weighs its moves, and found a "
+                        f"{type(sampler).__name__}, whose moves are others")  # fmt: skip
+    if hasattr(sampler, "sampler"):
+        return dataclasses.replace(sampler, sampler=_driving(sampler.sampler, twist))
+    return dataclasses.replace(sampler, denoiser=twist(sampler.denoiser))
