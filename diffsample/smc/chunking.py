@@ -35,7 +35,7 @@ class InChunks(Wrapper):
             return pieces.reshape(whole, *pieces.shape[2:]) if own else pieces[-1]
 
         mine = [leaf for leaf, cut in zip(leaves, own, strict=True) if cut]
-        whole, marks = len(x) // self.size * self.size, (Prediction(True, True), memory)
+        whole, marks = len(x) // self.size * self.size, (Prediction._make((True, True)), memory)
         out = jax.lax.map(call, [leaf[:whole].reshape(-1, self.size, *leaf.shape[1:]) for leaf in mine])
         parts = [jax.tree.map(join, marks, out)]
         if whole < len(x):
