@@ -85,3 +85,29 @@ def test_more_orders_tighten_the_bound_towards_the_likelihood():
     assert truth < bound - 0.01
     # bias of M orders is var / 2M to first order
     assert abs(many.mean() - truth) < 4.5 * many.std() / np.sqrt(200) + 0.1 * (bound - truth)
+
+
+def of_the_time(params, x, t, cond):
+    return jnp.stack([0 * t, 3 * t - 1], axis=-1)[:, None, :] + jnp.zeros((*x.shape, 2))
+
+
+def as_it_is(params, h, positions):
+    return h
+
+
+def itself(m):
+    return m
+
+
+def test_a_timed_network_is_asked_at_the_share_that_is_masked():
+    # logits (0, 3 t - 1) whatever x: with k of 3 masked at t = k / 3, log(1 + e^(1 - k)) a token, in any order
+    model, x = discrete.MaskedModel(of_the_time, as_it_is, (), 2, 2, time=itself), jnp.ones((1, 3), int)
+    wanted = np.log1p(np.exp([0.0, -1.0, -2.0])).sum()
+    key = jax.random.key(4)
+    for found in (
+        discrete.any_order_bound(key, model, x, draws=3).value,
+        discrete.importance_weighted_bound(key, model, x, orders=2),
+        discrete.exact_bound(model, x),
+        -discrete.log_likelihood(model, x),
+    ):
+        assert float(found[0]) == pytest.approx(wanted, rel=1e-5)

@@ -85,6 +85,15 @@ def test_grids_keep_the_share_of_masks_and_mask_again_as_often_as_they_say():
     inside = (np.arange(20) >= 9) & (np.arange(20) < 19)
     np.testing.assert_allclose(np.asarray(loop.remask), np.where(inside, 0.1, 0.0), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(loop.rho)[inside], 0.9, rtol=1e-5)
+    between = discrete.remask_loop(20, eta=0.1, start=0.53, stop=0.07)  # whole steps inside the times only
+    assert np.flatnonzero(np.asarray(between.remask)).tolist() == list(range(10, 18))
+
+
+def test_euler_reveals_at_the_rate_where_a_step_starts():
+    # alpha = 1 - t^2: masks leave at rate 2 / t
+    grid = discrete.euler(discrete.Polynomial(2.0), [1.0, 0.9, 0.8, 0.0])
+    np.testing.assert_allclose(grid.rho, [0.2, 0.2 / 0.9, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(grid.clock, [0.81, 0.64, 0.0], rtol=1e-6)
 
 
 def test_unsure_tokens_are_masked_again_by_a_softmax_over_what_was_decoded():
@@ -97,6 +106,7 @@ def test_unsure_tokens_are_masked_again_by_a_softmax_over_what_was_decoded():
     np.testing.assert_allclose(psi, [[0.9, 0.2, 0.7, 0.0]], rtol=1e-6)
     np.testing.assert_allclose(draws.coin[0], [[0.5, 0.5 / (1 + np.exp(-0.5)), 0.5 / (1 + np.exp(0.5)), 0]], rtol=1e-6)
     assert chosen.clock.tolist() == [0.25]
+    assert discrete.remask_unsure([0.75, 0.5, 0.0]).init(draws, place)[1].tolist() == [0.75]
 
 
 def test_sizes_of_groups():
@@ -136,7 +146,7 @@ def test_drafts_are_scored_at_temperature_one():
 
 
 def test_path_planning_masks_the_worst_of_new_and_old_tokens():
-    p = [[0.9, 0.05, 0.05], [0.6, 0.2, 0.2], [0.2, 0.4, 0.4], [0.01, 0.5, 0.49]]
+    p = [[0.9, 0.05, 0.05], [0.6, 0.2, 0.2], [0.2, 0.8, 0.0], [0.01, 0.5, 0.49]]
     x = np.array([[MASK, MASK, 0, 0]])  # the last is a prompt, however improbable
     for eta, reveal, again in ((1.0, [True, True], True), (0.1, [True, False], False)):
         policy = discrete.path_planning(4, 3, eta=eta, proposal=discrete.greedy)
@@ -148,7 +158,7 @@ def test_path_planning_masks_the_worst_of_new_and_old_tokens():
 
 
 def test_correctors_redraw_decoded_positions_only():
-    p, x = [[0.25, 0.5, 0.25], [0.64, 0.2, 0.16], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]], np.array([[0, 0, MASK, 0]])
+    p, x = [[0.25, 0.5, 0.25], [0.16, 0.6, 0.24], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]], np.array([[0, 0, MASK, 0]])
     laws, place = laws_of(p, x), place_of(x, frozen=[3])
     draws = asked()
     new = discrete.Gibbs()(draws, laws, place)
@@ -156,8 +166,8 @@ def test_correctors_redraw_decoded_positions_only():
     assert new.tolist() == [[1, 0, MASK, 0]]
     draws = asked()
     new = discrete.Informed(2, temperature=2.0)(draws, laws, place)
-    np.testing.assert_allclose(draws.order[0], [[2.0, 1.25, 0, 0]], rtol=1e-5)  # c^(-1/2)
-    assert new.tolist() == [[1, 0, MASK, 0]] and draws.token[0].shape == (1, 2, 3)
+    np.testing.assert_allclose(draws.order[0], [[2.0, 2.5, 0, 0]], rtol=1e-5)  # c^(-1/2)
+    assert new.tolist() == [[1, 1, MASK, 0]] and draws.token[0].shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize("theta, mismatch", [(0.5, 0.3), (0.25, 0.3125)])
@@ -279,6 +289,18 @@ def test_every_source_of_randomness_is_asked_once():
         seen = []
         jax.eval_shape(lambda state, row, s=sampler, seen=seen: s.step(Once(seen), state, row, None), state, row)
         assert seen
+    law = jnp.zeros((2, 3, 2, 4))
+    jax.eval_shape(lambda law: discrete.select_draft(Once([]), law[:, 0, 0], law[:, 0, 0], jnp.zeros((2, 3), int)), law)
+    jax.eval_shape(lambda law: discrete.verify_block(Once([]), law, law[:, :, :1], jnp.zeros((2, 3, 1), int)), law)
+
+
+def test_the_most_calls_of_a_decoder_are_known_before_it_runs():
+    model = exact.golden_chain().model()
+    corrected = discrete.Decoder(model, discrete.first_hitting(5), corrector=discrete.Gibbs(), corrections=2)
+    windows = discrete.sliding_windows(
+        discrete.Decoder(model, discrete.first_hitting(5, updates=2)), 9, window=5, stride=2
+    )
+    assert (corrected.nfe, windows.nfe, discrete.speculative(model, 5).nfe) == (15, 6, 5)
 
 
 def test_blocks_start_afresh_and_a_policy_for_fewer_positions_is_refused():

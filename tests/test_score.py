@@ -70,6 +70,12 @@ def test_score_samplers_are_first_order(method):
     assert errors[1] < 0.05 and 1.7 < errors[0] / errors[1] < 2.6
 
 
+def test_euler_steps_are_as_long_as_the_noise_rate_where_they_start():
+    # alpha = 1 - t: sigma' = 1 / (1 - t), 5 at t = 0.8 and 2.5 at 0.6; row 0 only calls
+    sampler = discrete.uniform_euler(model(log_score), SCHEDULE, [0.8, 0.6, 0.0])
+    np.testing.assert_allclose(sampler.numbers[2], [0.0, 1.0, 1.5], rtol=1e-6)
+
+
 def test_euler_samples_have_their_law_and_belong_to_their_keys():
     sampler = discrete.uniform_euler(model(log_score), discrete.LogLinear(0.1), np.linspace(1.0, 0.0, 9))
     out = ds.sample(jax.random.key(0), sampler, (20000, 2))
