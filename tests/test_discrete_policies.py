@@ -409,6 +409,26 @@ def test_numbers_that_mean_nothing_are_refused_with_the_remedy():
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call()
+
+    def flat(params, x, cond):
+        return jnp.zeros((x.shape[1], 3))
+
+    laws = jnp.zeros((2, 3)), jnp.zeros((2, 4))
+    for call, message in (
+        (
+            lambda: discrete.from_logits(flat, (), 3, MASK)(jnp.zeros((2, 5), int), jnp.ones(2), None),
+            r"be \[B, L, vocab\]",
+        ),
+        (lambda: discrete.Temperature(jnp.ones(2))(jnp.zeros((3, 1, 3))), r"shape \(2,\) in a batch of 3"),
+        (lambda: discrete.select_draft(asked(), *laws, jnp.zeros((2, 1), int)), "need two laws"),
+        (
+            lambda: exact.output_law(discrete.Decoder(model, discrete.dyadic(5)), np.full((1, 5), MASK)),
+            r"one sequence \[L\]",
+        ),
+        (lambda: discrete.log_likelihood(model, jnp.zeros(5, int)), "integer tokens"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
     ids: Any = np.int64(3), np.int64(MASK)
     assert discrete.from_logits(as_params, (), *ids).vocab == 3
     assert discrete.margin(jnp.zeros((2, 1))).tolist() == [1.0, 1.0]  # no second token to compare with

@@ -10,10 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws, broken, mend
 from diffsample.discrete.policy import Place
+from diffsample.discrete.proposals import by_sequence
 from diffsample.discrete.slots import of_token, write
 from diffsample.struct import pytree, static
 
@@ -67,7 +67,7 @@ class Informed:
         eligible = place.free & ~place.masked
         seen = jnp.minimum(laws.x, laws.model.vocab - 1)
         score = laws.everywhere(lambda log_p, at: of_token(log_p, jnp.take_along_axis(seen, at, axis=1)))
-        log_w = jnp.where(eligible, -jnp.maximum(score, -1e6) / expand(self.temperature, score), -jnp.inf)
+        log_w = jnp.where(eligible, -jnp.maximum(score, -1e6) / by_sequence(self.temperature, score), -jnp.inf)
         if self.k == 1:
             valid = jnp.any(eligible, axis=1, keepdims=True)
             at = draws.at(WHERE).tokens(jnp.log(_normal(log_w))[:, None, :], valid)

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws, broken
 from diffsample.discrete.ordered import Sizes, cosine_sizes, planned_sizes
 from diffsample.discrete.policy import Around, Place, Selection, masked_share
-from diffsample.discrete.proposals import as_leaves
+from diffsample.discrete.proposals import as_leaves, by_sequence
 from diffsample.discrete.scored import Scored, ranked
 from diffsample.discrete.slots import of_token
 from diffsample.struct import pytree, static
@@ -109,7 +108,7 @@ class PathPlanned(Scored):
     def select(self, draws: Draws, laws: Laws, place: Place, memory: Array, row: Array) -> tuple[Selection, PyTree]:
         tokens, fresh = draft(draws, laws, place.masked, self.proposal)
         seen = jnp.minimum(laws.x, laws.model.vocab - 1)
-        eta = expand(self.eta, fresh)
+        eta = by_sequence(self.eta, fresh)
         old = laws.everywhere(lambda log_p, at: of_token(log_p, jnp.take_along_axis(seen, at, axis=1)))
         kept = jnp.where(eta > 0, eta * jnp.maximum(old, -1e30), 0.0)  # 0 times -inf is 0 here
         score = jnp.where(place.masked, fresh, kept)

@@ -88,7 +88,13 @@ def select_draft(draws: Draws, log_target: Array, log_draft: Array, drafts: Arra
 
     Args:
         draws: two streams are asked. log_target, log_draft: [B, V]. drafts: int32 [B, k], independent.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
+    if log_target.shape != log_draft.shape or drafts.ndim != 2 or len(drafts) != len(log_target):
+        raise ValueError(f"drafts of shape {drafts.shape} need two laws [{len(drafts)}, V], got {log_target.shape} and "
+                         f"{log_draft.shape}")  # fmt: skip
     plan = k_seq(log_target, log_draft, drafts.shape[1])
     log_p, log_q = (jnp.take_along_axis(law, drafts, axis=1) for law in (log_target, log_draft))
     coins = draws.at(0).coins(acceptance(log_p - jnp.log(plan.rho)[:, None], log_q))

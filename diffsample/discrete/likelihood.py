@@ -150,9 +150,9 @@ def log_likelihood(model: MaskedModel, x: Array, cond: PyTree = None) -> np.ndar
     >>> log_likelihood(model, jnp.zeros((1, 3), int)).round(4).tolist()
     [-4.1589]
     """
-    length = x.shape[1]
 
     def combine(log_c: np.ndarray) -> float:
+        length = log_c.shape[1]
         p = np.zeros(2**length)  # of the masked tokens given the others, in a random order
         p[0] = 1.0
         for mask in range(1, 2**length):
@@ -171,10 +171,13 @@ def exact_bound(model: MaskedModel, x: Array, cond: PyTree = None) -> np.ndarray
     >>> exact_bound(model, jnp.zeros((1, 3), int)).round(4).tolist()
     [4.1589]
     """
-    length = x.shape[1]
-    masks = (np.arange(2**length)[:, None] >> np.arange(length)[None, :]) & 1
-    weights = set_weights(length)[masks.sum(axis=1)]
-    return enumerated(model, x, lambda log_c: float(-np.sum(weights[:, None] * log_c)), cond)
+
+    def combine(log_c: np.ndarray) -> float:
+        length = log_c.shape[1]
+        masks = (np.arange(2**length)[:, None] >> np.arange(length)[None, :]) & 1
+        return float(-np.sum(set_weights(length)[masks.sum(axis=1), None] * log_c))
+
+    return enumerated(model, x, combine, cond)
 
 
 def refuse_broken(faults: Any) -> None:

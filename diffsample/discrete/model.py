@@ -163,7 +163,11 @@ class Whole:
 
     def __call__(self, params: PyTree, x: Array, t: Array | None, cond: PyTree) -> Array:
         """[B, L, vocab]."""
-        return self.function(params, x, t, cond) if self.timed else self.function(params, x, cond)
+        logits = self.function(params, x, t, cond) if self.timed else self.function(params, x, cond)
+        if logits.ndim != 3 or logits.shape[:2] != x.shape:
+            raise ValueError(f"the function returned logits of shape {logits.shape} for tokens of shape {x.shape}; they "
+                             f"must be [B, L, vocab]")  # fmt: skip
+        return logits
 
 
 def _as_they_are(params: PyTree, h: Array, positions: Array) -> Array:

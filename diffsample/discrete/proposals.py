@@ -34,6 +34,18 @@ def as_leaves(rule: Any) -> Any:
     return jax.tree_util.Partial(rule) if callable(rule) and jax.tree_util.all_leaves([rule]) else rule
 
 
+def by_sequence(number: Any, like: Array) -> Array:
+    """A number, or one a sequence [B], in the dtype of an array [B, ...] and shaped to broadcast against it.
+
+    Raises:
+        ValueError: numbers of another shape.
+    """
+    if jnp.shape(number) not in ((), like.shape[:1]):
+        raise ValueError(f"numbers of shape {jnp.shape(number)} in a batch of {like.shape[0]}: give one number, or one a "
+                         f"sequence [B] (not with chunk=)")  # fmt: skip
+    return expand(number, like)
+
+
 @pytree
 class Temperature:
     """log_q = log_p / temperature, renormalised; a leaf, so that a sweep does not recompile, or one a sequence [B].
@@ -49,7 +61,7 @@ class Temperature:
             raise ValueError(f"temperature={self.temperature} must be positive; greedy decoding is `greedy`")
 
     def __call__(self, log_p: Array, context: Context | None = None) -> Array:
-        colder = jnp.where(log_p > -jnp.inf, log_p / expand(self.temperature, log_p), -jnp.inf)
+        colder = jnp.where(log_p > -jnp.inf, log_p / by_sequence(self.temperature, log_p), -jnp.inf)
         return jax.nn.log_softmax(colder, axis=-1)
 
 
@@ -91,14 +103,14 @@ class TopP:
     def _mass_reached(self, p: Array) -> Array:
         """Tokens at least as probable as the largest threshold that keeps mass p."""
         goal = jnp.sum(p, axis=-1)
-        goal = expand(self.p, goal) * goal
+        goal = by_sequence(self.p, goal) * goal
         bits = _largest_bits(lambda t: jnp.sum(jnp.where(p >= t[..., None], p, 0.0), axis=-1) >= goal, p.shape[:-1])
         return p >= bits[..., None]
 
     def _mass_kept(self, p: Array) -> Array:
         """Tokens above the largest threshold whose upper set has more mass than p; always the most probable one."""
         goal = jnp.sum(p, axis=-1)
-        goal = expand(self.p, goal) * goal
+        goal = by_sequence(self.p, goal) * goal
         bits = _largest_bits(lambda t: jnp.sum(jnp.where(p >= t[..., None], p, 0.0), axis=-1) > goal, p.shape[:-1])
         return (p > bits[..., None]) | (p == jnp.max(p, axis=-1, keepdims=True))
 
@@ -119,7 +131,7 @@ class TopK:
 
     def __call__(self, log_p: Array, context: Context | None = None) -> Array:
         p = jnp.exp(log_p.astype(jnp.float32))
-        k = expand(self.k, jnp.zeros(p.shape[:-1], jnp.int32))
+        k = by_sequence(self.k, jnp.zeros(p.shape[:-1], jnp.int32))
         threshold = _largest_bits(lambda t: jnp.sum(p >= t[..., None], axis=-1) >= k, p.shape[:-1])
         return jax.nn.log_softmax(jnp.where(p >= threshold[..., None], log_p, -jnp.inf), axis=-1)
 

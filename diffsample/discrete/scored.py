@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffsample.denoiser import expand
 from diffsample.discrete.draws import Draws
 from diffsample.discrete.model import Laws
 from diffsample.discrete.ordered import Sizes, planned_sizes
 from diffsample.discrete.policy import Counted, Place, Policy, Selection, masked_share
+from diffsample.discrete.proposals import by_sequence
 from diffsample.discrete.schedules import check_length
 from diffsample.struct import pytree, static
 
@@ -131,7 +131,7 @@ class Threshold(Grouped):
     def select(self, draws: Draws, laws: Laws, place: Place, memory: PyTree, row: Array) -> tuple[Selection, PyTree]:
         score = laws.everywhere(lambda log_p, _: self.score(log_p))
         ranks = ranked(draws, score, place.masked, None)
-        at_least = expand(self.at_least, score)
+        at_least = by_sequence(self.at_least, score)
         passes = (settle_ties(score) >= settle_ties(at_least)) & (ranks < self.most)
         reveal = place.masked & (passes | (ranks == 0))
         return Selection(reveal, masked_share(place.masked & ~reveal)), memory
@@ -175,7 +175,7 @@ class EntropyBounded(Grouped):
             jnp.take_along_axis(place.masked, order, axis=1), jnp.take_along_axis(entropy, order, axis=1), jnp.inf
         )
         excess = jnp.cumsum(sorted_entropy, axis=1) - jax.lax.cummax(sorted_entropy, axis=1)
-        size = jnp.sum(excess <= expand(self.gamma, excess), axis=1)
+        size = jnp.sum(excess <= by_sequence(self.gamma, excess), axis=1)
         reveal = place.masked & (ranks < jnp.clip(size, 1, self.most)[:, None])
         return Selection(reveal, masked_share(place.masked & ~reveal)), memory
 
@@ -217,7 +217,7 @@ def _one_by_one(length: int, most: int | None) -> tuple[Array, int]:
 def ranked(draws: Draws, score: Array, eligible: Array, temperature: Any) -> Array:
     """Ranks [B, L] of the eligible positions by score, the first among equals; at random with a temperature."""
     if temperature is not None:
-        return draws.ranks(jnp.where(eligible, score / expand(temperature, score), -jnp.inf))
+        return draws.ranks(jnp.where(eligible, score / by_sequence(temperature, score), -jnp.inf))
     order = jnp.argsort(jnp.where(eligible, -settle_ties(score), jnp.inf), axis=1, stable=True)
     return jnp.argsort(order, axis=1).astype(jnp.int32)
 

@@ -56,7 +56,7 @@ def output_law(
         limit: largest batch; beyond it the space is too large to enumerate.
 
     Raises:
-        ValueError: more than `limit` outcomes at once.
+        ValueError: more than `limit` outcomes at once; a start that is not one sequence.
 
     >>> from diffsample import discrete
     >>> from diffsample.exact import markov_chain, output_law
@@ -93,7 +93,7 @@ def every_path(
         (state after the last row with the paths as first axis, on the host; probabilities, float64 [n]).
 
     Raises:
-        ValueError: more than `limit` outcomes at once.
+        ValueError: more than `limit` outcomes at once; a start that is not one sequence.
 
     >>> from diffsample import discrete
     >>> from diffsample.exact import every_path, markov_chain
@@ -172,6 +172,8 @@ def _survived(hazard: Array) -> Array:
 
 
 def _start(x: np.ndarray | Array) -> Array:
+    if np.ndim(x) != 1:
+        raise ValueError(f"x must be one sequence [L], got shape {np.shape(x)}")
     return jnp.asarray(np.asarray(x, np.int32)[None])
 
 
