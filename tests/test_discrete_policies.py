@@ -208,6 +208,8 @@ def test_asynchronous_clocks_call_a_timed_network_when_the_grid_does():
     ):
         laws = [exact.output_law(discrete.Decoder(model, policy), np.full(2, 2), rows=16) for policy in (grid, clocks)]
         np.testing.assert_allclose(laws[1].p, laws[0].p, atol=1e-12)
+        if grid is not cap:  # a call wherever a mask is left, though nothing was revealed: the time has changed
+            assert laws[0].calls == pytest.approx(1 + (1 - 0.5**2) + (1 - 0.875**2))
 
 
 def test_speculative_rows_call_a_timed_network_when_one_by_one_would():
@@ -228,6 +230,9 @@ def test_first_hitting_calls_at_the_order_statistics_of_what_is_masked():
     error = 4.5 * 0.29 / np.sqrt(n)
     np.testing.assert_allclose(clock[:, ::2].mean(axis=1), [0.8, 0.6, 0.4, 0.2, 0.0], atol=error)
     np.testing.assert_allclose(clock[:3, 1::2].mean(axis=1), [2 / 3, 1 / 3, 0.0], atol=error)
+    jumps = discrete.Decoder(sampler.model, discrete.next_jump(4))  # of rate 1 a position: the same clocks, a row later
+    _, clock = ds.sample(KEY, jumps, x=x[::2], record=lambda view: view.level.t)
+    np.testing.assert_allclose(clock.mean(axis=1), [1.0, 0.8, 0.6, 0.4, 0.2], atol=error)
 
 
 class Once(Draws):

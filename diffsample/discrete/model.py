@@ -165,8 +165,8 @@ class Whole:
         """[B, L, vocab]."""
         logits = self.function(params, x, t, cond) if self.timed else self.function(params, x, cond)
         if logits.ndim != 3 or logits.shape[:2] != x.shape:
-            raise ValueError(f"the function returned logits of shape {logits.shape} for tokens of shape {x.shape}; they "
-                             f"must be [B, L, vocab]")  # fmt: skip
+            raise ValueError(f"the function returned logits of shape {logits.shape} for tokens of shape {x.shape}; "
+                             f"they must be [B, L, vocab]")  # fmt: skip
         return logits
 
 

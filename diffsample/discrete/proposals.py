@@ -41,8 +41,8 @@ def by_sequence(number: Any, like: Array) -> Array:
         ValueError: numbers of another shape.
     """
     if jnp.shape(number) not in ((), like.shape[:1]):
-        raise ValueError(f"numbers of shape {jnp.shape(number)} in a batch of {like.shape[0]}: give one number, or one a "
-                         f"sequence [B] (not with chunk=)")  # fmt: skip
+        raise ValueError(f"numbers of shape {jnp.shape(number)} in a batch of {like.shape[0]}: give one number, or one "
+                         f"a sequence [B] (not with chunk=)")  # fmt: skip
     return expand(number, like)
 
 
