@@ -62,6 +62,7 @@ def samplers():
         "particles": tilt,
         "masked": discrete.Decoder(model, discrete.first_hitting(LENGTH)),
         "masked until done": discrete.Decoder(model, discrete.best_first(LENGTH)),
+        "masked, speculative": discrete.speculative(model, LENGTH, drafts=2),
     }
 
 

@@ -212,6 +212,7 @@ def test_asynchronous_clocks_call_a_timed_network_when_the_grid_does():
             assert laws[0].calls == pytest.approx(1 + (1 - 0.5**2) + (1 - 0.875**2))
 
 
+@pytest.mark.usefixtures("x64")
 def test_speculative_rows_call_a_timed_network_when_one_by_one_would():
     model = discrete.MaskedModel(timed, as_it_is, (), vocab=2, mask_id=2, time=square)
     one_by_one = exact.output_law(discrete.Decoder(model, discrete.given_order([1, 0, 2])), np.full(3, 2), rows=16)

@@ -180,8 +180,11 @@ class Speculative(TokenSampler):
             seen = self.model(filled, clock, wide_cond)
             following = jnp.roll(at, -1, axis=1).reshape(-1, 1)  # row j gives the law of draft j + 1
             laws = self.model.log_probs(seen, following).reshape(batch, k, -1)
-            last = jnp.arange(batch) * k + jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
-            return jnp.concatenate([log_q[:, :1], laws[:, :-1]], axis=1), jax.tree.map(lambda h: h[last], seen)
+            last = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
+            kept = jax.tree.map(
+                lambda h: jax.vmap(jnp.take, (0, 0, None))(h.reshape(batch, k, *h.shape[1:]), last, 0), seen
+            )
+            return jnp.concatenate([log_q[:, :1], laws[:, :-1]], axis=1), kept
 
         some = jnp.any(jnp.sum(valid, axis=1) > 1)
         log_p, after = jax.lax.cond(some, look, lambda: (log_q, features))
