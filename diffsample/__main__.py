@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 2 after bad input, 1 where sampling failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in WORDS else "sample"
-    if command == "sample" and any(argument.split("=")[0] == "--particles" for argument in arguments):
-        command = "particles"
+    given = {argument.split("=")[0] for argument in arguments}
     try:
         model, arguments = _model(arguments)
+        targets = particle_demo.TARGETS if model == "digits" else ()  # which say by name that --particles is missing
+        if command == "sample" and not given.isdisjoint(("--particles", *targets)):
+            command = "particles"
         plan, parser = COMMANDS[named(command, model)]
         job = plan(parser().parse_args(arguments))
     except (ValueError, TypeError, ImportError, OSError) as error:

@@ -50,6 +50,7 @@ RESAMPLERS: dict[str, Any] = {
     "stratified": smc.stratified,
     "systematic": smc.systematic,
 }
+TARGETS = ("--reward", "--temperature", "--product")
 COLUMNS = 10  # images of each group in the picture
 
 

@@ -268,7 +268,7 @@ def _pixels(images: ArrayLike, limits: tuple[float, float]) -> np.ndarray:
 def _canvas(across: float, down: float, letters: int, title: str | None) -> Any:
     """Axes without a frame for a mosaic of that many images, with room for row labels of so many letters and title."""
     height = 0.62 * down + 0.3 + 0.18 * (len(title.split("\n")) if title else 0)
-    figure = figure_class()(figsize=(max(4.0, 0.62 * across + 0.35 + 0.08 * letters), height))
+    figure = figure_class()(figsize=(max(4.0, 0.62 * across + 0.35 + 0.12 * letters), height))
     axes = figure.add_subplot(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=11)

@@ -102,17 +102,31 @@ def tables_alike(samplers: Sequence[Sampler]) -> list[Sampler]:
     Samples stay what they were; run together, each costs as many rows as the longest.
 
     Raises:
-        ValueError: no sampler holds a table.
+        ValueError: no sampler holds a table, or one holds rows of its own beside it, which stay as they are.
     """
     flat = [jax.tree.flatten(sampler, is_leaf=_is_table) for sampler in samplers]
     tables = [leaf for leaves, _ in flat for leaf in leaves if _is_table(leaf)]
     if not tables:
         raise ValueError("padding brings tables to one shape, and these samplers hold none: leave pad=False")
     padded = iter(alike(tables))
-    return [
+    together = [
         jax.tree.unflatten(treedef, [next(padded) if _is_table(leaf) else leaf for leaf in leaves])
         for leaves, treedef in flat
     ]
+    for sampler in together:
+        if not _rows_agree(sampler):
+            raise ValueError(f"padding brings tables to one shape, and a {type(sampler).__name__} holds rows of its "
+                             f"own beside its table, which stay as they are: leave pad=False")  # fmt: skip
+    return together
+
+
+def _rows_agree(sampler: Sampler) -> bool:
+    """Whether all that a sampler scans over has as many rows as its table."""
+    try:
+        steps = jax.eval_shape(lambda sampler: sampler.steps, sampler)
+    except (TypeError, ValueError):  # made of rows that do not fit each other
+        return False
+    return len({leaf.shape[0] for leaf in jax.tree.leaves(steps)}) == 1
 
 
 def _stacked(leaves: list[Any]) -> Any:

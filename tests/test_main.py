@@ -194,6 +194,12 @@ def test_image_grid_puts_every_image_in_its_place():
     assert axes.get_title() == "top"
 
 
+def test_image_grid_has_room_for_its_row_labels(tmp_path):
+    for names in (["0 before", "0 after"] * 10, ["first-hitting 8 updates"] * 4):
+        plot.save(plot.image_grid(np.zeros((10 * len(names), 8, 8)), len(names), labels=names), tmp_path / "x.png")
+        assert np.asarray(Image.open(tmp_path / "x.png").convert("L"))[:, 0].min() == 255  # no ink at the edge
+
+
 def test_image_grid_labels_each_image_and_takes_colour():
     figure = plot.image_grid(np.zeros((4, 8, 8, 3)), 2, labels=[5, 6, 7, 8])
     assert [text.get_text() for text in figure.axes[0].texts] == ["5", "6", "7", "8"]

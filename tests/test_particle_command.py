@@ -62,7 +62,8 @@ def test_tempered_and_product_laws_run_with_their_pictures(arguments, calls, tmp
         ("--particles 8 --reward ink --solver dpmpp", "draws no noise"),
         ("--particles 8 --reward ink --threshold 2", "threshold=2"),
         ("--particles 8 --reward ink --number 80", "unrecognized arguments: --number 80"),
-        ("--reward ink", "unrecognized arguments: --reward ink"),
+        ("--reward ink", "the following arguments are required: --particles"),
+        ("--temperature 1.2", "the following arguments are required: --particles"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, tmp_path, monkeypatch, capsys):

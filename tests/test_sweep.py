@@ -345,6 +345,20 @@ def test_bad_input_is_named_before_anything_runs(change, said):
         ds.sweep(**{**given, **change})
     with pytest.raises(ValueError, match="hold none"):
         ds.sweep(tableless, {"a": [1]}, {"m": np.std}, SHAPE, pad=True)
+    grids = {str(n): ds.times.uniform_logsnr(PROCESS, n) for n in (3, 4)}
+    for build, name in ((divided, "Divided"), (corrected, "PredictorCorrector")):
+        with pytest.raises(ValueError, match=f"a {name} holds rows of its own beside its table"):
+            ds.sweep(build, {"grid": grids}, {"m": np.std}, SHAPE, pad=True)
+
+
+def divided(grid: ds.Grid) -> Any:
+    linear = solvers.linear(ds.exact.Gaussian(0.0, 1.0), solvers.ddpm(PROCESS, grid))
+    return ds.smc.dcps(linear, lambda x, cond: -(x**2).sum(axis=1), blocks=2)
+
+
+def corrected(grid: ds.Grid) -> Any:
+    table = solvers.reverse_diffusion(PROCESS, grid)
+    return solvers.predictor_corrector(ds.exact.Gaussian(0.0, 1.0), table)
 
 
 EIGHT_DEVICES = """
