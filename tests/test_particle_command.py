@@ -46,6 +46,8 @@ def test_tempered_and_product_laws_run_with_their_pictures(arguments, calls, tmp
     printed = capsys.readouterr().out
     assert number_after("network calls", printed) == calls
     assert np.isfinite(rows_after(printed)).all()
+    assert ("read as one of the classes asked for" in printed) == ("--product" in arguments)
+    assert number_after("class agreement", printed) > 0.6  # chance is 0.1, and 0.2 of two classes
     assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x-ess.png"}
 
 
