@@ -110,7 +110,8 @@ def report(
     """Samples, prints a line a class, draws the images before and after, and the effective sizes."""
     labels = smc.repeat(jnp.asarray(options.labels, jnp.int32), options.particles)
     key, aim, value = jax.random.key(options.seed), _aim(options), options.reward or "ink"
-    print(f"{header}\n{aim}, {len(options.labels)} groups of {options.particles} particles", flush=True)
+    groups = "1 group" if len(options.labels) == 1 else f"{len(options.labels)} groups"
+    print(f"{header}\n{aim}, {groups} of {options.particles} particles", flush=True)
     done = run(key, plain, particles, labels)
     print(table(done, REWARDS[value], labels, value))
     chosen = smc.final_resample(jax.random.key(options.seed + 1), done.out).x
