@@ -93,6 +93,7 @@ def image_grid(
             axes.text(left + (width - 1) / 2, top - 1, name, ha="center", va="bottom", fontsize=8)
     elif names:
         axes.set_yticks(tops + (height - 1) / 2, names)
+    axes.get_figure().draw_without_rendering()  # room for the labels is made where the mosaic's last size is known
     return axes.get_figure()
 
 
@@ -268,7 +269,7 @@ def _pixels(images: ArrayLike, limits: tuple[float, float]) -> np.ndarray:
 def _canvas(across: float, down: float, letters: int, title: str | None) -> Any:
     """Axes without a frame for a mosaic of that many images, with room for row labels of so many letters and title."""
     height = 0.62 * down + 0.3 + 0.18 * (len(title.split("\n")) if title else 0)
-    figure = figure_class()(figsize=(max(4.0, 0.62 * across + 0.35 + 0.12 * letters), height))
+    figure = figure_class()(figsize=(max(4.0, 0.62 * across + 0.35 + 0.1 * letters), height))
     axes = figure.add_subplot(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=11)

@@ -195,7 +195,8 @@ def test_image_grid_puts_every_image_in_its_place():
 
 
 def test_image_grid_has_room_for_its_row_labels(tmp_path):
-    for names in (["0 before", "0 after"] * 10, ["first-hitting 8 updates"] * 4):
+    beside = ["ddim", "ddpm", "ghvb 1.8", "heavy ball on dpmpp"], ["from", "at t = 0.39", "to"]
+    for names in (["0 before", "0 after"] * 10, ["first-hitting 8 updates"] * 4, *beside):
         plot.save(plot.image_grid(np.zeros((10 * len(names), 8, 8)), len(names), labels=names), tmp_path / "x.png")
         assert np.asarray(Image.open(tmp_path / "x.png").convert("L"))[:, 0].min() == 255  # no ink at the edge
 
