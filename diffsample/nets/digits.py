@@ -114,9 +114,9 @@ def network() -> Network:
 def schedule(calls: int) -> Decisions:
     """The solver schedule found for this model at 4 to 10 network calls, in times of `VariancePreserving()`.
 
-    Found by `python -m diffsample search --calls N`: to an accurate run of the same noise for 4, 5, 6 and 9 calls, by
-    Frechet distance (`--objective frechet --samples 400 --no-predictor`) for 7, 8 and 10. The README says what they
-    are worth. `solvers.usf` makes a table of it.
+    Found by `python -m diffsample search --calls N`: to an accurate run of the same noise for 4 and 5 calls, by Frechet
+    distance for more (`--objective frechet --samples 500 --no-predictor --confirm 24`; 400 samples and no confirming
+    for 8). The README says what they are worth. `solvers.usf` makes a table of it.
 
     Raises:
         ValueError: another number of calls.
