@@ -93,7 +93,7 @@ def image_grid(
             axes.text(left + (width - 1) / 2, top - 1, name, ha="center", va="bottom", fontsize=8)
     elif names:
         axes.set_yticks(tops + (height - 1) / 2, names)
-    axes.get_figure().draw_without_rendering()  # room for the labels is made where the mosaic's last size is known
+        axes.get_figure().draw_without_rendering()  # room for the labels is made where the mosaic's last size is known
     return axes.get_figure()
 
 

@@ -79,17 +79,40 @@ def test_lagged_composes_with_kernels_correctors_and_decoders():
     assert (np.asarray(out.recent[:, -2] == decoder.model.mask_id).sum(axis=1) == 1).all()
 
 
+def test_selection_counts_and_reports_through_lagged_as_without():
+    decoder = ds.discrete.Decoder(ds.exact.golden_chain().model(), ds.discrete.first_hitting(5))
+
+    def zeros(view, cond):
+        return (view.x == 0).sum(axis=1).astype(jnp.float32)
+
+    def broken(view, cond):
+        return jnp.full(len(view.x), jnp.nan)
+
+    plain, kept = (
+        ds.sample(KEY, smc.svdd(around, zeros, 0.5, candidates=3), (4, 5))
+        for around in (decoder, smc.lagged(decoder, 2))
+    )
+    np.testing.assert_array_equal(plain.x, kept.x)
+    np.testing.assert_array_equal(plain.calls, kept.inner.calls)
+    np.testing.assert_array_equal(plain.calls, 1 + 3 * 4)
+    for around in (decoder, smc.lagged(decoder, 2)):
+        with pytest.raises(FloatingPointError, match="went wrong at position 0"):
+            ds.sample(KEY, smc.svdd(around, broken, 0.5, candidates=3), (4, 5))
+    with pytest.raises(ds.NonFiniteError):
+        ds.sample(KEY, smc.svdd(smc.lagged(sampler(), 2), broken, 0.5, candidates=3), (4,))
+
+
 @pytest.mark.parametrize(
     ("clamp", "held"),
     [
-        (smc.about_mean(1.0), [-1.0, 0.0, 0.5, 1.0]),
-        (smc.within(2.0), [-2.0, 0.0, 0.5, 2.0]),
-        (smc.below_quantile(0.5), [-5.0, 0.0, 0.0, 0.0]),
-        (lambda log_g: jnp.maximum(log_g, 0.0), [0.0, 0.0, 0.5, 4.5]),
+        (smc.about_mean(1.0), [1.0, 2.0, 2.5, 3.0]),
+        (smc.within(2.0), [-2.0, 2.0, 2.0, 2.0]),
+        (smc.below_quantile(0.5), [-3.0, 2.0, 2.0, 2.0]),
+        (lambda log_g: jnp.maximum(log_g, 0.0), [0.0, 2.0, 2.5, 6.5]),
     ],
 )
 def test_a_clamp_holds_the_weights_of_each_group_and_is_counted(clamp, held):
-    log_g = np.array([[-5.0, 0.0, 0.5, 4.5], [-0.1, 0.1, 0.05, -0.05]], np.float32)
+    log_g = np.array([[-3.0, 2.0, 2.5, 6.5], [-0.1, 0.1, 0.05, -0.05]], np.float32)
     potential = Given(jnp.asarray(log_g.reshape(-1)))
     fk = smc.feynman_kac(sampler(5), potential, particles=4, policy=smc.never, clamp=clamp)
     out = ds.sample(KEY, fk, (8,))

@@ -28,7 +28,7 @@ def lineage(particles: Particles) -> Array:
     Raises:
         ValueError: a run without a genealogy.
 
-    Reference: Jacob, Murray, Rubenthaler 2015, arXiv 1307.3180.
+    Reference: Jacob, Murray, Rubenthaler, Path storage in the particle filter, doi 10.1007/s11222-013-9445-x.
 
     >>> import jax, diffsample as ds
     >>> process = ds.VariancePreserving()
@@ -135,7 +135,7 @@ def lagged(sampler: Sampler, lag: int, function: Callable[[Any], PyTree] | None 
     Raises:
         ValueError: a lag below 1, values without the batch axis. TypeError: no function.
 
-    Reference: Kitagawa, Sato 2001, in Sequential Monte Carlo Methods in Practice (fixed-lag smoothing).
+    Reference: Doucet, Johansen 2011, A Tutorial on Particle Filtering (fixed-lag approximation).
 
     >>> import jax, diffsample as ds
     >>> process = ds.VariancePreserving()

@@ -22,6 +22,7 @@ from diffsample.struct import pytree, static
 from diffsample.tableau import is_concrete
 from diffsample.wrapping import SamplerWrapper
 
+COUNTERS = ("calls", "executed", "rows")
 SELECTION_STREAM, CANDIDATE_STREAM = 2**32 - 4, 2**31  # beside the denoiser's and the resampling's
 
 
@@ -109,17 +110,9 @@ class Selecting(SamplerWrapper):
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(x)))
         marks = follows_batch(self.sampler.init, keys, x, jax.tree.map(jnp.asarray, cond))
         picked = jax.tree.map(lambda leaf, mark: leaf[chosen, own] if mark else leaf[0], moved, marks)
-        if hasattr(state, "fault"):
-            picked = picked._replace(fault=jnp.where(none & (picked.fault < 0), 0, picked.fault))
-        else:
+        if not hasattr(_noting(state), "fault"):
             picked = jax.tree.map(lambda leaf, mark: _without(none, leaf) if mark else leaf, picked, marks)
-        counters = [name for name in ("calls", "executed", "rows") if hasattr(state, name)]
-
-        def of_all(name: str) -> Array:  # those of all candidates were made
-            before, after = getattr(state, name), getattr(moved, name)
-            return before + jnp.sum(after - before[None], axis=0)
-
-        return picked._replace(**{name: of_all(name) for name in counters}) if counters else picked
+        return _noted(state, moved, picked, none)
 
 
 def svdd(
@@ -182,6 +175,28 @@ def _calls(sampler: Any, rows: np.ndarray) -> int:
     if table is None or len(table.active) != len(rows):
         return int(rows.sum()) * (sampler.nfe // len(rows))
     return evaluations(sampler.denoiser, dataclasses.replace(table, active=np.asarray(table.active) & rows))
+
+
+def _noting(state: PyTree) -> PyTree:
+    """The state that notes faults or calls, inside of wrappers that carry it as `inner`; the innermost if none does."""
+    while not any(hasattr(state, name) for name in ("fault", *COUNTERS)) and hasattr(state, "inner"):
+        state = state.inner
+    return state
+
+
+def _noted(state: PyTree, moved: PyTree, picked: PyTree, none: Array) -> PyTree:
+    """`picked`, with a fault where no candidate could be chosen, and the calls of all candidates, which were made."""
+    if state is not _noting(state):
+        return picked._replace(inner=_noted(state.inner, moved.inner, picked.inner, none))
+    if hasattr(state, "fault"):
+        picked = picked._replace(fault=jnp.where(none & (picked.fault < 0), 0, picked.fault))
+
+    def of_all(name: str) -> Array:
+        before, after = getattr(state, name), getattr(moved, name)
+        return before + jnp.sum(after - before[None], axis=0)
+
+    counters = [name for name in COUNTERS if hasattr(state, name)]
+    return picked._replace(**{name: of_all(name) for name in counters}) if counters else picked
 
 
 def _without(none: Array, leaf: Array) -> Array:
